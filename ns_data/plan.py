@@ -1,0 +1,150 @@
+"""Plan: the global batches of an epoch, decided on labels alone. Pure NumPy; any loader carries it out.
+
+An epoch is a function of (seed, epoch, labels, settings). Ids come from a sampler in chunks, a grouping rule deals each
+window of them into groups, and groups in a row make global batches. A rank takes a slice of whole groups, so ranks are
+disjoint and every world size that divides the global batch sees the same ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ns_data.grouping import Rule, deal
+from ns_data.stats import ClassStats
+
+
+class GlobalBatch(NamedTuple):
+    """Ids of one global batch: ``num_groups`` whole groups in a row, then ungrouped ids (only in an epoch's last batch)."""
+
+    number: int
+    ids: np.ndarray
+    num_groups: int
+
+
+@dataclass
+class EpochReport:
+    """What a plan did with the ids of an epoch, as far as it has been read."""
+
+    samples: int = 0  # in the batches
+    groups: int = 0
+    relaxed: int = 0  # sit in a group against the grouping rule
+    ungrouped: int = 0  # take part without a group
+    dropped: int = 0  # left out, by surplus="drop" or with an incomplete last batch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides an epoch's batches, except which ids the sampler draws.
+
+    ``batch_size`` is the global batch, ``world_size`` only decides whether the last, short batch has a group for every rank.
+    """
+
+    labels: np.ndarray
+    stats: ClassStats
+    rule: Rule
+    surplus: str
+    group_size: int
+    batch_size: int
+    world_size: int
+    drop_last: bool
+    seed: int
+
+    def num_batches(self, num_ids: int, num_dropped: int = 0) -> int:
+        """Global batches in an epoch of ``num_ids`` ids, ``num_dropped`` of which the grouping rule drops."""
+        full, rest = divmod(num_ids - num_dropped, self.batch_size)
+        return full + int(self._keeps_last(rest))
+
+    def _keeps_last(self, num_ids: int) -> bool:
+        """Whether a last batch of fewer than ``batch_size`` ids is used."""
+        enough = num_ids // self.group_size >= self.world_size or self.world_size == 1
+        return num_ids > 0 and enough and not self.drop_last
+
+    def batches(self, chunks: Iterable[np.ndarray], epoch: int, report: EpochReport) -> Iterator[GlobalBatch]:
+        """Deal ``chunks`` of ids into global batches, counting in ``report`` as they are made."""
+        number = 0
+        pending = np.empty(0, np.int64)
+        ungrouped = pending
+        for window, ids in enumerate(_whole_windows(chunks, self.group_size)):
+            rng = np.random.default_rng([self.seed, epoch, window])
+            dealt = deal(self.rule, self.surplus, ids, self.labels[ids], self.group_size, rng, self.stats)
+            report.relaxed += dealt.relaxed
+            report.dropped += dealt.dropped
+            ungrouped = dealt.ungrouped
+            grouped = dealt.table_GM.reshape(-1)
+            pending = np.concatenate([pending, grouped]) if pending.size else grouped
+            full = pending.size // self.batch_size
+            for batch in pending[: full * self.batch_size].reshape(full, self.batch_size):
+                yield self._count(GlobalBatch(number, batch, self.batch_size // self.group_size), report)
+                number += 1
+            pending = pending[full * self.batch_size :]
+        last = np.concatenate([pending, ungrouped])
+        for start in range(0, last.size, self.batch_size):  # ungrouped ids may spill into one more batch
+            ids = last[start : start + self.batch_size]
+            groups = min(ids.size, max(0, pending.size - start)) // self.group_size
+            if ids.size == self.batch_size or self._keeps_last(ids.size):
+                yield self._count(GlobalBatch(number, ids, groups), report)
+                number += 1
+            else:
+                report.dropped += ids.size
+
+    def _count(self, batch: GlobalBatch, report: EpochReport) -> GlobalBatch:
+        report.samples += batch.ids.size
+        report.groups += batch.num_groups
+        report.ungrouped += batch.ids.size - batch.num_groups * self.group_size
+        return batch
+
+    def digest(self) -> str:
+        """Fingerprint of the labels, the same whatever integer type holds them."""
+        return hashlib.sha256(np.ascontiguousarray(self.labels, np.int32).tobytes()).hexdigest()[:16]
+
+
+def _whole_windows(chunks: Iterable[np.ndarray], group_size: int) -> Iterator[np.ndarray]:
+    """Re-cut ``chunks`` so that all but the last hold a multiple of ``group_size`` ids: nobody is ungrouped in between."""
+    rest = np.empty(0, np.int64)
+    previous: np.ndarray | None = None
+    for chunk in chunks:
+        if previous is not None:
+            yield previous
+        joined = np.concatenate([rest, chunk]) if rest.size else chunk
+        whole = joined.size // group_size * group_size
+        previous, rest = joined[:whole], joined[whole:]
+    if previous is not None:
+        yield np.concatenate([previous, rest]) if rest.size else previous
+
+
+def slice_of_rank(batch: GlobalBatch, group_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(start, stop) of a rank's whole groups in a global batch; the last rank also takes the ungrouped ids."""
+    first = batch.num_groups * rank // world_size * group_size
+    last = batch.num_groups * (rank + 1) // world_size * group_size
+    return first, batch.ids.size if rank == world_size - 1 else last
+
+
+STATE_VERSION = 1
+
+
+def plan_state(epoch: int, batches: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """The whole position of a run in its plan: a new, small dict, whatever the size of the data set."""
+    versions = {"plan": STATE_VERSION, "numpy": np.__version__}
+    return {"epoch": epoch, "batches": batches, "settings": dict(settings), "versions": versions}
+
+
+def check_plan_state(state: dict[str, Any], settings: dict[str, Any]) -> tuple[int, int]:
+    """(epoch, batches) of a state made for the same labels and settings; ``ValueError`` names what differs."""
+    if not isinstance(state, dict) or not {"epoch", "batches", "settings", "versions"} <= state.keys():
+        raise ValueError(f"this is not the state of a plan: {str(state)[:80]}")
+    if state["versions"].get("plan") != STATE_VERSION:
+        raise ValueError(
+            f"the state was made by plan version {state['versions'].get('plan')}, this is version {STATE_VERSION}: "
+            "start the epoch anew"
+        )
+    saved = state["settings"]
+    different = [key for key in sorted(saved.keys() | settings.keys()) if saved.get(key) != settings.get(key)]
+    if different:
+        changes = ", ".join(f"{key} (then {saved.get(key)!r}, now {settings.get(key)!r})" for key in different)
+        raise ValueError(f"the state belongs to another data set or setting: {changes}")
+    return int(state["epoch"]), int(state["batches"])

@@ -1,0 +1,19 @@
+import pytest
+
+from ns_data.choose import choose, construct
+
+
+def test_nearest_name_is_offered():
+    with pytest.raises(ValueError, match="did you mean 'focal'"):
+        choose({"focal": 1, "poly": 2}, "focl", "loss")
+    with pytest.raises(ValueError, match="Known are: focal, poly"):
+        choose({"focal": 1, "poly": 2}, "zzz", "loss")
+
+
+def test_unknown_arguments_are_refused_by_name():
+    def build(gamma=1.0):
+        return gamma
+
+    assert construct({"focal": build}, "focal", "loss", {"gamma": 2.0}) == 2.0
+    with pytest.raises(ValueError, match=r"option of loss 'focal' 'gama': did you mean 'gamma'"):
+        construct({"focal": build}, "focal", "loss", {"gama": 2.0})
