@@ -1,0 +1,1 @@
+"""Scoring: composites of competition groups, their scores, and the loss weights made of them. Torch only."""
