@@ -16,7 +16,7 @@ def choose(options: Mapping[str, T], name: str, what: str) -> T:
     >>> choose({"row": 1, "column": 2}, "colum", "order")
     Traceback (most recent call last):
     ...
-    ValueError: unknown order 'colum': did you mean 'column'? Known are: row, column
+    ValueError: unknown order 'colum': did you mean 'column'?
     """
     if isinstance(name, str) and name in options:
         return options[name]
@@ -39,7 +39,7 @@ def unknown(name: object, known: Iterable[str], what: str) -> str:
     """The sentence for a name that is not among ``known``."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f": did you mean {near[0]!r}?" if near else "."
-    listed = ", ".join(known[:20]) or "none"
+    if near:
+        return f"unknown {what} {name!r}: did you mean {near[0]!r}?"
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
-    return f"unknown {what} {name!r}{hint} Known are: {listed}{more}"
+    return f"unknown {what} {name!r}; known are: {', '.join(known[:20]) or 'none'}{more}"

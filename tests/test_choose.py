@@ -6,7 +6,7 @@ from ns_data.choose import choose, construct
 def test_nearest_name_is_offered():
     with pytest.raises(ValueError, match="did you mean 'focal'"):
         choose({"focal": 1, "poly": 2}, "focl", "loss")
-    with pytest.raises(ValueError, match="Known are: focal, poly"):
+    with pytest.raises(ValueError, match="known are: focal, poly"):
         choose({"focal": 1, "poly": 2}, "zzz", "loss")
 
 

@@ -1,0 +1,1 @@
+"""Comparing: starts ``train.py`` runs, and reads run folders into tables, statistics and plots."""

@@ -1,0 +1,215 @@
+"""Config: every setting of a run, as typed dataclasses read from YAML and ``key=value`` words through OmegaConf."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ns_data.choose import unknown
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field with its line in ``--help``."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DataConfig:
+    source: str | None = setting("digits", "data source, written as shards under root on first use")
+    options: dict[str, Any] = setting({}, "options of the source, or of the data set class")
+    root: str = setting("data", "folder of prepared sources")
+    path: str | None = setting(None, "instead of a source: a folder of shards, or of class folders under train/ and test/")
+    dataset: str | None = setting(None, "instead of a source: 'package.module:Class', called with split= and options")
+    train_split: str = setting("train", "split to train on")
+    test_split: str = setting("test", "split to evaluate on")
+    image_size: int | None = setting(None, "images are scaled to squares of this side; null takes them as they are")
+    augment: str = setting("none", "training transform: none, crop_flip")
+    augment_options: dict[str, Any] = setting({}, "options of the training transform")
+    mean: list[float] = setting([0.5], "subtracted from images in [0, 1], one value or one a channel")
+    std: list[float] = setting([0.5], "divides them")
+    workers: int = setting(0, "loader processes")
+
+
+@dataclass
+class NSConfig:
+    weighting: str = setting("ns", "ns, own, shuffled, constant, inverse_frequency, or none for the baseline")
+    sigma: float = setting(1.5, "weight = sigma + rho * score")
+    rho: float = setting(-1.0, "+1 strengthens winners (NS-WS), -1 focuses on losers (NS-LF)")
+    sigma_end: float | None = setting(None, "sigma in the last epoch, reached linearly; null keeps it")
+    rho_end: float | None = setting(None, "rho in the last epoch, reached linearly; null keeps it")
+    start_epoch: int = setting(0, "weights are 1 before this epoch")
+    normalize: bool = setting(False, "divide weights by their mean, which keeps the learning rate")
+    layout: str = setting("2x2", "rows x columns of a competition group")
+    order: str = setting("column", "filling order of the layout: column (the paper's) or row")
+    grouping: str = setting("random", "who competes: random, class_mixed, same_class, head_tail")
+    surplus: str = setting("relax", "what a grouping cannot place: relax or drop")
+    batch_norm: str = setting("batch", "BatchNorm in the scoring pass: batch, running, paper")
+
+
+@dataclass
+class SamplingConfig:
+    name: str = setting("instance", "instance, cbs, srs, pbs")
+    options: dict[str, Any] = setting({}, "options of the sampler")
+
+
+@dataclass
+class ModelConfig:
+    name: str = setting("small_cnn", "a name in ns_data.MODELS or of torchvision")
+    options: dict[str, Any] = setting({}, "options of the model")
+
+
+@dataclass
+class LossConfig:
+    name: str = setting("cross_entropy", "a name in ns_data.LOSSES")
+    options: dict[str, Any] = setting({}, "options of the loss")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = setting("sgd", "sgd, adamw")
+    lr: float = setting(0.1, "peak learning rate")
+    options: dict[str, Any] = setting({}, "options of the optimiser, such as momentum and weight_decay")
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = setting("cosine", "constant, cosine, multi_step")
+    options: dict[str, Any] = setting({}, "options of the schedule, such as warmup_epochs or milestones and factor")
+
+
+@dataclass
+class Config:
+    """All settings of a run."""
+
+    base: str | None = setting(None, "another config file, relative to this one, that this one changes")
+    name: str | None = setting(None, "of the run; by default the config's and its overrides")
+    run_dir: str | None = setting(None, "run folder; by default runs/NAME")
+    seed: int = setting(2024, "of initialisation, plan and augmentation")
+    epochs: int = setting(40, "epochs of training")
+    batch_size: int = setting(64, "samples of a step over all processes, a multiple of the group size")
+    drop_last: bool = setting(False, "leave out a short last batch")
+    eval_batch_size: int = setting(256, "samples of an evaluation step")
+    device: str | None = setting(None, "cuda, mps or cpu; by default the first of them that is there")
+    amp: str | None = setting(None, "bf16 for automatic mixed precision, or null")
+    channels_last: bool = setting(False, "channels-last memory format")
+    checkpoint_every: int | None = setting(None, "also save a checkpoint every so many steps; null: after every epoch")
+    fresh: bool = setting(False, "start anew, removing what is in the run folder")
+    data: DataConfig = field(default_factory=DataConfig, metadata={"help": ""})
+    ns: NSConfig = field(default_factory=NSConfig, metadata={"help": ""})
+    sampling: SamplingConfig = field(default_factory=SamplingConfig, metadata={"help": ""})
+    model: ModelConfig = field(default_factory=ModelConfig, metadata={"help": ""})
+    loss: LossConfig = field(default_factory=LossConfig, metadata={"help": ""})
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"help": ""})
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": ""})
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a config file, the ``base`` it changes, and ``key=value`` overrides, in this order of growing weight.
+
+    Raises ``ValueError`` in one sentence for unknown keys (naming the nearest) and values of the wrong type.
+    """
+    overrides = list(overrides)
+    layers = [(str(file), content) for file, content in _with_bases(Path(path), ())]
+    for word in overrides:
+        key, equals, _ = word.partition("=")
+        if not (key and equals):
+            raise ValueError(f"{word!r} is not of the form key=value, such as epochs=3")
+        layers.append((word, _parse(word, partial(OmegaConf.from_dotlist, [word]))))
+    merged = OmegaConf.structured(Config)
+    for origin, layer in layers:
+        _check_keys(layer, Config, origin)
+        merged = _parse(origin, partial(OmegaConf.merge, merged, layer))
+    config = _parse(str(path), partial(OmegaConf.to_object, merged))
+    assert isinstance(config, Config)
+    config.base = None
+    if config.name is None:
+        config.name = "-".join([Path(path).stem, *(word.replace("/", "_") for word in overrides if _names_a_run(word))])
+    if config.run_dir is None:
+        config.run_dir = str(Path("runs") / config.name)
+    for options in _free_options(config):
+        for key in [key for key, value in options.items() if value is None]:
+            del options[key]  # null takes an option of the base away
+    return config
+
+
+def _names_a_run(override: str) -> bool:
+    return override.partition("=")[0] not in ("fresh", "run_dir", "name", "device", "data.root", "data.workers")
+
+
+def _with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, Any]]:
+    if not path.is_file():
+        raise ValueError(f"there is no config file {path}")
+    if path.resolve() in above:
+        raise ValueError(f"config {path} is its own base")
+    content = _parse(str(path), partial(OmegaConf.load, path))
+    if not OmegaConf.is_dict(content):
+        raise ValueError(f"{path} is not a mapping of settings")
+    if content.get("base"):
+        yield from _with_bases(path.parent / content.base, (*above, path.resolve()))
+    yield path, content
+
+
+def _parse(origin: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except OmegaConfBaseException as error:
+        setting = f"setting {error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise ValueError(f"{origin}: {setting}{str(error).splitlines()[0]}") from None
+    except Exception as error:  # YAML errors have no common, importable base
+        if type(error).__module__.partition(".")[0] != "yaml":
+            raise
+        raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _check_keys(layer: Any, schema: type, origin: str, prefix: str = "") -> None:
+    content: Any = OmegaConf.to_container(layer, resolve=False) if OmegaConf.is_config(layer) else layer
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for key, value in content.items():
+        if key not in fields:
+            raise ValueError(f"{origin}: {unknown(f'{prefix}{key}', [prefix + name for name in fields], 'setting')}")
+        inner = fields[key].default_factory
+        if dataclasses.is_dataclass(inner):
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{origin}: {prefix}{key} holds settings such as {next(iter(_leaves(inner)))[0]}, got {value!r}"
+                )
+            _check_keys(value, inner, origin, f"{prefix}{key}.")
+
+
+def _leaves(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    for f in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(f.default_factory):
+            yield from _leaves(f.default_factory, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, f
+
+
+def _free_options(config: Config) -> Iterator[dict[str, Any]]:
+    yield config.data.options
+    yield config.data.augment_options
+    for part in (config.sampling, config.model, config.loss, config.optimizer, config.schedule):
+        yield part.options
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML, itself a config file."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def help_text() -> str:
+    """One line a setting: name, default and meaning."""
+    lines = []
+    for name, f in _leaves(Config):
+        default: Any = f.default_factory() if callable(f.default_factory) else f.default
+        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+        lines.append(f"  {name + '=' + str(shown):<34} {f.metadata['help']}")
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""Data of a run: shards of a source, a folder of shards or class folders, or a data set class, as train and test sets."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.datasets import ImageFolder
+
+from ns_data.augment import AUGMENTS, Fit
+from ns_data.choose import construct
+from ns_data.shards.dataset import PlannedDataset, ShardDataset
+from ns_data.shards.decode import decode_image
+from ns_data.shards.index import DATASET_FILE
+from ns_data.shards.sources import prepare
+from ns_data.stats import ClassStats, as_labels
+from ns_data.training.config import DataConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """Train and test set of a run; ``stats`` counts the training labels over all classes."""
+
+    train: PlannedDataset
+    test: PlannedDataset
+    stats: ClassStats
+    classes: list[str]
+    place: str
+
+
+class FolderDataset(PlannedDataset):
+    """The images of ``folder/CLASS/*``, decoded under the same rules as shards."""
+
+    def __init__(self, folder: Path, transform: Callable[..., Any] | None, *, seed: int = 0) -> None:
+        super().__init__(transform, seed=seed)
+        self._files = ImageFolder(str(folder))
+        self.labels = as_labels(self._files.targets)
+        self.classes: list[str] = self._files.classes
+
+    def read(self, index: int) -> torch.Tensor:
+        path = Path(self._files.samples[index][0])
+        try:
+            return decode_image(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+class WrappedDataset(PlannedDataset):
+    """Somebody's map-style data set of ``(image, label)``; its own random draws are seeded by the plan as well."""
+
+    def __init__(self, dataset: Any, name: str, *, seed: int = 0) -> None:
+        super().__init__(None, seed=seed)
+        self._dataset = dataset
+        labels = getattr(dataset, "labels", getattr(dataset, "targets", None))
+        if labels is None:
+            raise ValueError(f"data set {name} has neither .labels nor .targets: add one, a class id for each sample")
+        self.labels = as_labels(labels)
+        self.classes = [str(c) for c in getattr(dataset, "classes", range(int(self.labels.max()) + 1))]
+
+    def read(self, index: int) -> torch.Tensor:
+        image = self._dataset[index][0]
+        if isinstance(image, torch.Tensor):
+            return image
+        pixels = torch.from_numpy(np.array(image))  # PIL images and arrays of shape (H, W) or (H, W, C)
+        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+
+
+def load_data(config: DataConfig, seed: int) -> Data:
+    """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where."""
+    if config.dataset is not None:
+        if config.augment != "none" or config.image_size is not None:
+            raise ValueError(
+                "data.image_size and data.augment have no effect on data.dataset, which transforms its own images: "
+                "set data.image_size=null data.augment=none"
+            )
+        build = _import(config.dataset)
+        sets = [
+            WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed)
+            for split in (config.train_split, config.test_split)
+        ]
+        place = config.dataset
+    else:
+        transforms = _transforms(config)
+        folder = _folder(config)
+        open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
+        splits = (config.train_split, config.test_split)
+        sets = [open_split(folder, split, transform, seed) for split, transform in zip(splits, transforms, strict=True)]
+        place = str(folder)
+    train, test = sets
+    if train.classes != test.classes and not set(test.classes) <= set(train.classes):
+        raise ValueError(
+            f"{place}: the test set has classes that the training set lacks: {set(test.classes) - set(train.classes)}"
+        )
+    classes = train.classes
+    return Data(train, test, ClassStats.from_labels(train.labels, len(classes)), classes, place)
+
+
+def _import(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"data.dataset={name} cannot be imported as 'package.module:Class': {error}") from None
+    if "split" not in inspect.signature(build).parameters:
+        raise ValueError(f"data.dataset={name} must take split='train' or 'test' as an argument")
+    return build
+
+
+def _folder(config: DataConfig) -> Path:
+    if config.path is None:
+        if config.source is None:
+            raise ValueError("no data: set data.source, data.path or data.dataset")
+        return prepare(config.source, config.options, config.root)
+    folder = Path(config.path)
+    if not folder.is_dir():
+        raise ValueError(f"data.path={folder} is not a folder: it should hold shards, or train/ and test/ with class folders")
+    if list(folder.glob("*.tar")) and not (folder / DATASET_FILE).is_file():
+        raise ValueError(f"the shards in {folder} have no index: make one with ns_data.index_shards({str(folder)!r})")
+    return folder
+
+
+def _transforms(config: DataConfig) -> tuple[Any, Any]:
+    if config.image_size is None:
+        if config.augment != "none":
+            raise ValueError(f"data.augment={config.augment} needs data.image_size")
+        return None, None
+    options = {"size": config.image_size, **config.augment_options}
+    return construct(AUGMENTS, config.augment, "augment", options), Fit(config.image_size)
+
+
+def _open_shards(folder: Path, split: str, transform: Any, seed: int) -> Any:
+    return ShardDataset(folder, split, transform, seed=seed)
+
+
+def _open_folder(folder: Path, split: str, transform: Any, seed: int) -> Any:
+    names = [split, "val"] if split == "test" else [split]
+    for name in names:
+        if (folder / name).is_dir():
+            return FolderDataset(folder / name, transform, seed=seed)
+    raise ValueError(f"{folder} holds neither shards nor a folder {' or '.join(names)}/ with a folder for each class")

@@ -1,0 +1,144 @@
+"""Run folder: what a run leaves behind, and where it goes on after an interruption.
+
+config.yaml    all settings, itself a config file      last.pt       checkpoint to go on from
+env.json       versions and machine                    plots/        pictures
+metrics.jsonl  one line an epoch                       done          summary, written at the end
+scores.npz     the score ledger
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ns_data
+from ns_data.training.config import Config, load_config, to_yaml
+
+# Settings that may change between two starts of the same run.
+_FREE = ("fresh", "device", "data.workers", "data.root", "run_dir", "name", "checkpoint_every", "eval_batch_size")
+
+
+class RunFolder:
+    """The folder of one run. Files appear whole: they are written under a temporary name and renamed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def check(self, config: Config) -> None:
+        """Refuse the folder of a run with other settings, naming them; ``fresh=true`` takes any run's folder."""
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not (self.path / "config.yaml").is_file():
+            raise ValueError(f"{self.path} is not a run folder: name another run_dir")
+        different = [] if config.fresh else _differences(load_config(self.path / "config.yaml"), config)
+        if different:
+            raise ValueError(
+                f"{self.path} holds a run with other settings ({', '.join(different)}): name another run_dir, or start "
+                "anew with fresh=true"
+            )
+
+    def start(self, config: Config) -> None:
+        """Make the folder, or open it to go on."""
+        self.check(config)
+        if config.fresh and self.path.exists():
+            shutil.rmtree(self.path)
+        (self.path / "plots").mkdir(parents=True, exist_ok=True)
+        if not (self.path / "config.yaml").is_file():
+            self.write("env.json", json.dumps(_environment(), indent=1) + "\n")
+            self.write("config.yaml", to_yaml(replace(config, fresh=False)))
+
+    def write(self, name: str, text: str) -> None:
+        partial = self.path / (name + ".partial")
+        partial.write_text(text)
+        partial.replace(self.path / name)
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What ``finish`` wrote, or ``None`` for a run that has not ended."""
+        done = self.path / "done"
+        return json.loads(done.read_text()) if done.is_file() else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        self.write("done", json.dumps(summary, indent=1) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def keep_metrics_before(self, epoch: int) -> None:
+        """Forget the lines of epochs that are trained again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] < epoch]
+        self.write("metrics.jsonl", "".join(kept))
+
+    def log(self, line: dict[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        partial = self.path / "last.pt.partial"
+        torch.save(state, partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(self.path / "last.pt")
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The last checkpoint on the CPU, or ``None``. Tensors and plain values only: nothing in the file is executed."""
+        path = self.path / "last.pt"
+        if not path.is_file():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"checkpoint {path} cannot be read ({reason}): start anew with fresh=true") from None
+        return state
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    from omegaconf import OmegaConf
+
+    def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix[:-1]: value}
+        return {key: v for name, inner in value.items() for key, v in flat(inner, f"{prefix}{name}.").items()}
+
+    then, now = (flat(OmegaConf.to_container(OmegaConf.structured(config))) for config in (old, new))
+    keys = [key for key in sorted(then.keys() | now.keys()) if key not in _FREE]
+    return [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
+
+
+def _environment() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "ns_data": ns_data.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def rng_state() -> dict[str, torch.Tensor]:
+    """States of torch's generators, which dropout and the like draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_rng_state(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,217 @@
+"""train.py as its users start it, on the digits: finished, repeated, killed and started again, and with mistakes."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import train
+
+ROOT = Path(__file__).parent.parent
+PLOTS = {"curves.png", "scores_by_class.png", "score_against_class_size.png", "weights.png", "composites.png"}
+
+
+def run(folder, *words):
+    """Run ``main`` in this process with ``folder`` as working directory; return what it prints."""
+    out = io.StringIO()
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out):
+            train.main([str(word) for word in words])
+    finally:
+        os.chdir(here)
+    return out.getvalue()
+
+
+def start(folder, *words):
+    """Start a process of its own, as a user does."""
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the digits prepared, and one finished run in it."""
+    folder = tmp_path_factory.mktemp("workplace")
+    run(folder, "epochs=2", "run_dir=first")
+    return folder
+
+
+def metrics(run_dir):
+    """The lines of metrics.jsonl without the clock's numbers."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "seconds" not in key} for line in lines]
+
+
+def same_results(one, other):
+    a, b = (torch.load(folder / "last.pt", weights_only=True)["training"] for folder in (one, other))
+    assert a["model"].keys() == b["model"].keys()
+    for part in ("model", "ledger", "rng"):
+        for name in a[part]:
+            torch.testing.assert_close(a[part][name], b[part][name], rtol=0, atol=0, equal_nan=True)
+    assert metrics(one) == metrics(other)
+    with np.load(one / "scores.npz") as x, np.load(other / "scores.npz") as y:
+        for name in x.files:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
+def test_a_run_leaves_a_folder_and_a_summary(workplace):
+    folder = workplace / "first"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "scores.npz",
+        "last.pt",
+        "plots",
+        "done",
+    }
+    assert {path.name for path in (folder / "plots").iterdir()} == PLOTS
+    lines = metrics(folder)
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert all(line["samples"] == 417 and line["dropped"] == 0 for line in lines)
+    assert lines[0]["mean_weight"] == pytest.approx(1.5 - 1 / 4, abs=1e-6)
+    assert torch.__version__ == json.loads((folder / "env.json").read_text())["torch"]
+    ledger = np.load(folder / "scores.npz")
+    assert (ledger["count"] == 2).all()
+
+
+def test_the_same_command_again_prints_the_summary_and_trains_nothing(workplace):
+    before = (workplace / "first" / "last.pt").stat().st_mtime_ns
+    out = run(workplace, "epochs=2", "run_dir=first")
+    assert "done already" in out
+    assert "balanced accuracy" in out
+    assert "first/plots" in out
+    assert (workplace / "first" / "last.pt").stat().st_mtime_ns == before
+
+
+def test_two_runs_with_one_seed_are_bit_equal_and_the_recorded_config_repeats_them(workplace):
+    run(workplace, "epochs=2", "run_dir=second")
+    same_results(workplace / "first", workplace / "second")
+    run(workplace, "first/config.yaml", "run_dir=third")
+    same_results(workplace / "first", workplace / "third")
+    run(workplace, "epochs=2", "run_dir=other-seed", "seed=1")
+    assert metrics(workplace / "other-seed") != metrics(workplace / "first")
+
+
+def test_workers_change_nothing(workplace):
+    run(workplace, "epochs=2", "run_dir=workers", "data.workers=2")
+    same_results(workplace / "first", workplace / "workers")
+
+
+@pytest.mark.parametrize("sampling", ["instance", "cbs"])
+def test_a_killed_run_goes_on_to_the_same_end(workplace, sampling):
+    """SIGKILL in the middle of an epoch; checkpoints every two steps; BatchNorm and dropout in the network."""
+    words = ["model.name=mobilenet_v2", "epochs=2", f"sampling.name={sampling}", "data.image_size=8", "checkpoint_every=2"]
+    undisturbed = start(workplace, *words, f"run_dir=undisturbed-{sampling}")
+    assert undisturbed.wait() == 0
+    killed = workplace / f"killed-{sampling}"
+    process = start(workplace, *words, f"run_dir={killed.name}")
+    while not (killed / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    plan = torch.load(killed / "last.pt", weights_only=True)["plan"]
+    assert plan["epoch"] < 2
+    again = start(workplace, *words, f"run_dir={killed.name}")
+    out, _ = again.communicate()
+    assert again.returncode == 0
+    assert f"going on in {killed.name} at epoch {plan['epoch'] + 1}, step {plan['batches'] + 1}" in out
+    same_results(workplace / f"undisturbed-{sampling}", killed)
+
+
+def test_weights_of_one_equal_the_baseline_bit_by_bit(workplace):
+    run(workplace, "epochs=2", "run_dir=forced", "ns.sigma=1", "ns.rho=0")
+    run(workplace, ROOT / "configs" / "digits_baseline.yaml", "epochs=2", "run_dir=baseline")
+    forced, baseline = (
+        torch.load(workplace / name / "last.pt", weights_only=True)["training"] for name in ("forced", "baseline")
+    )
+    assert all(torch.equal(forced["model"][key], baseline["model"][key]) for key in baseline["model"])
+
+
+@pytest.mark.parametrize("weighting", ["own", "shuffled", "constant", "inverse_frequency"])
+def test_every_control_trains(workplace, weighting):
+    run(workplace, "epochs=1", f"ns.weighting={weighting}", f"run_dir={weighting}")
+    line = metrics(workplace / weighting)[0]
+    assert line["mean_weight"] == pytest.approx(1.25, rel=1e-3)
+
+
+def test_settings_of_the_step(workplace):
+    run(workplace, "epochs=3", "ns.start_epoch=1", "ns.sigma_end=1.0", "ns.rho_end=0.0", "run_dir=ramp")
+    assert [round(line["mean_weight"], 4) for line in metrics(workplace / "ramp")] == [1, 1.25, 1]
+    run(workplace, "epochs=1", "ns.normalize=true", "amp=bf16", "channels_last=true", "sampling.name=srs", "run_dir=mixed")
+    assert metrics(workplace / "mixed")[0]["mean_weight"] == pytest.approx(1, abs=1e-6)
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_fresh_starts_anew(workplace):
+    with pytest.raises(ValueError, match=r"other settings \(epochs was 2, is 3\)"):
+        run(workplace, "epochs=3", "run_dir=first")
+    run(workplace, "epochs=1", "run_dir=again")
+    run(workplace, "epochs=1", "run_dir=again", "seed=5", "fresh=true")
+    assert yaml.safe_load((workplace / "again" / "config.yaml").read_text())["seed"] == 5
+    (workplace / "precious").mkdir()
+    (workplace / "precious" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="not a run folder"):
+        run(workplace, "run_dir=precious", "fresh=true")
+    assert (workplace / "precious" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["epcohs=3"], "did you mean 'epochs'"),
+        (["nowhere.yaml"], "no config file nowhere.yaml"),
+        (["--dryrun"], "unknown option --dryrun: there are --help, --dry-run"),
+        (["ns.sigma=0.5"], "sigma must be at least 1"),
+        (["ns.weighting=nss"], "unknown weighting 'nss'"),
+        (["model.name=small_cn"], "did you mean 'small_cnn'"),
+        (["batch_size=2"], "cannot hold one group"),
+        (["batch_size=30"], "use 28 or 32"),
+        (["ns.surplus=drop", "ns.layout=3x4", "batch_size=60"], "12 different classes from 10 classes"),
+        (["amp=fp8"], "amp must be bf16 or null"),
+        (["optimizer.lr=1e30", "epochs=2"], "the loss became"),
+    ],
+)
+def test_mistakes_are_one_sentence(workplace, words, message):
+    with pytest.raises(ValueError, match=message) as error:
+        run(workplace, *words, "run_dir=mistake", "fresh=true")
+    assert "\n" not in str(error.value)
+
+
+def test_a_mistake_ends_the_process_with_one_line_and_no_traceback(workplace):
+    process = start(workplace, "epcohs=3")
+    out, err = process.communicate()
+    assert process.returncode == 1
+    assert (out, err) == ("", "error: epcohs=3: unknown setting 'epcohs': did you mean 'epochs'?\n")
+
+
+def test_help_print_config_and_dry_run(workplace):
+    assert "ns.sigma=1.5" in run(workplace, "--help")
+    printed = run(workplace, "--print-config", "epochs=7")
+    assert yaml.safe_load(printed)["epochs"] == 7
+    out = run(workplace, ROOT / "configs" / "digits_lt.yaml", "--dry-run", "run_dir=dry")
+    assert "150 97 62 40 26 17 11 7 4 3" in out
+    assert "from 0.5 to 1.5, mean 1.25, as learning rate x 1.25 under SGD" in out
+    assert "8.3% of a step" in out
+    assert (workplace / "dry-dry-run.png").is_file()
+    assert not (workplace / "dry").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("digits*.yaml")), ids=lambda path: path.stem)
+def test_shipped_digits_configs_learn(workplace, config):
+    run(workplace, config, f"run_dir=shipped-{config.stem}")
+    last = metrics(workplace / f"shipped-{config.stem}")[-1]
+    assert last["balanced_accuracy"] > 0.8

@@ -1,0 +1,74 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from ns_data.training.config import Config, help_text, load_config, to_yaml
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text, name="some.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_layers_override_each_other(config_file):
+    config_file("epochs: 5\nbatch_size: 32\ndata: {options: {imbalance: 50}}\n", "first.yaml")
+    path = config_file("base: first.yaml\nbatch_size: 16\ndata: {options: {noise: 0.2}}\n")
+    config = load_config(path, ["ns.rho=0.5", "data.options.imbalance=null"])
+    assert (config.epochs, config.batch_size, config.ns.rho, config.seed) == (5, 16, 0.5, Config().seed)
+    assert config.data.options == {"noise": 0.2}
+
+
+def test_the_run_is_named_after_the_config_and_what_changes_its_result(config_file):
+    config = load_config(config_file("epochs: 5\n"), ["epochs=3", "fresh=true", "device=cpu"])
+    assert config.run_dir == "runs/some-epochs=3"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("epcohs: 3", [], "some.yaml: unknown setting 'epcohs': did you mean 'epochs'"),
+        ("ns: {sigmma: 3}", [], "'ns.sigmma': did you mean 'ns.sigma'"),
+        ("", ["ns.sigmma=3"], "ns.sigmma=3: .* did you mean 'ns.sigma'"),
+        ("", ["epochs=three"], "epochs=three: setting epochs: Value 'three'"),
+        ("", ["epochs"], "'epochs' is not of the form key=value"),
+        ("", ["ns=3"], "ns holds settings such as weighting, got 3"),
+        ("- 1\n- 2", [], "not a mapping"),
+        ("epochs: [", [], "not valid YAML"),
+        ("seed: !!python/object/apply:os.system ['touch hacked']", [], "not valid YAML"),
+        ("base: some.yaml", [], "its own base"),
+        ("base: nowhere.yaml", [], "no config file .*nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_one_sentence(config_file, text, overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(config_file(text), overrides)
+    assert "\n" not in str(error.value)
+    assert not Path("hacked").exists()
+
+
+def test_a_printed_config_is_itself_a_config(config_file):
+    config = load_config(config_file("epochs: 5\nns: {layout: 1x4}\n"), ["data.options.imbalance=20"])
+    again = load_config(config_file(to_yaml(config), "printed.yaml"))
+    assert again == config
+
+
+def test_help_names_every_setting():
+    text = help_text()
+    for key in ("epochs=40", "ns.sigma=1.5", "data.source=digits", "device=null", "ns.normalize=false"):
+        assert re.search(rf"^  {re.escape(key)} +\w", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_open_with_their_command(path):
+    load_config(path)
+    head = path.read_text().split("\n\n")[0]
+    assert head.startswith("# ")
+    assert "python train.py" in path.read_text()

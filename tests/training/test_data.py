@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ns_data import PlannedBatch
+from ns_data.training.config import DataConfig
+from ns_data.training.data import load_data
+
+
+class Toy(Dataset):
+    """Somebody's data set: PIL images, a random crop of its own, labels under .targets."""
+
+    def __init__(self, split, size=6):
+        self.split, self.size = split, size
+        self.targets = [0, 1, 2, 1] if split == "train" else [2, 0]
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        shade = 40 * index + int(torch.randint(10, ()))
+        return Image.fromarray(np.full((self.size, self.size, 3), shade, np.uint8)), self.targets[index]
+
+
+class Unlabelled(Toy):
+    def __init__(self, split):
+        super().__init__(split)
+        del self.targets
+
+
+def no_split(size=6):
+    return Toy("train", size)
+
+
+def test_a_data_set_class_is_taken_as_it_is_and_its_draws_are_planned():
+    data = load_data(DataConfig(dataset=f"{__name__}:Toy", options={"size": 5}), seed=0)
+    assert data.stats.counts.tolist() == [1, 2, 1]
+    assert data.classes == ["0", "1", "2"]
+    image, label, index = data.test[0]
+    assert image.shape == (3, 5, 5)
+    assert (label, index) == (2, 0)
+    batch = PlannedBatch([3, 3, 1], epoch=0, number=0)
+    before = torch.get_rng_state()
+    first = [int(sample[0][0, 0, 0]) for sample in data.train.__getitems__(batch)]
+    assert torch.equal(before, torch.get_rng_state())
+    torch.randint(10, (7,))
+    assert first == [int(sample[0][0, 0, 0]) for sample in data.train.__getitems__(batch)]
+    many = PlannedBatch([0] * 30, epoch=0, number=0)
+    assert len({int(sample[0][0, 0, 0]) for sample in data.train.__getitems__(many)}) > 3
+
+
+def image_folder(root):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 2)):
+        for k, name in enumerate(("cat", "dog")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count + k):
+                Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+
+
+def test_class_folders_are_read_without_conversion(tmp_path):
+    image_folder(tmp_path)
+    data = load_data(DataConfig(path=str(tmp_path), image_size=16, augment="crop_flip"), seed=0)
+    assert data.classes == ["cat", "dog"]
+    assert data.stats.counts.tolist() == [3, 4]
+    assert len(data.test) == 5
+    assert data.train[6][0].shape == data.test[0][0].shape == (3, 16, 16)
+    (tmp_path / "train" / "cat" / "0.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    with pytest.raises(ValueError, match=r"cat/0\.jpg: not a readable"):
+        data.train[0]
+
+
+def test_digits_are_prepared_on_first_use(tmp_path):
+    config = DataConfig(options={"imbalance": 50}, root=str(tmp_path))
+    data = load_data(config, seed=0)
+    assert data.stats.counts.tolist() == [150, 97, 62, 40, 26, 17, 11, 7, 4, 3]
+    assert len(data.test) == 297
+    made = (tmp_path / "digits-imbalance=50" / "train-000000.tar").stat().st_mtime_ns
+    load_data(config, seed=0)
+    assert (tmp_path / "digits-imbalance=50" / "train-000000.tar").stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dataset": "nowhere.at:All"}, "cannot be imported"),
+        ({"dataset": f"{__name__}:Nothing"}, "cannot be imported"),
+        ({"dataset": f"{__name__}:no_split"}, "must take split="),
+        ({"dataset": f"{__name__}:Unlabelled"}, "neither .labels nor .targets"),
+        ({"dataset": f"{__name__}:Toy", "augment": "crop_flip"}, "have no effect on data.dataset"),
+        ({"path": "/nowhere"}, "data.path=/nowhere is not a folder"),
+        ({"source": None}, "set data.source, data.path or data.dataset"),
+        ({"source": "digit"}, "did you mean 'digits'"),
+        ({"options": {"imbalanse": 5}}, "did you mean 'imbalance'"),
+        ({"options": {"imbalance": 500}}, "between 1 and 150, got 500"),
+        ({"augment": "crop_flip"}, "needs data.image_size"),
+        ({"augment": "crop", "image_size": 8}, "did you mean 'crop_flip'"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_data(DataConfig(root=str(tmp_path), **settings), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_folders_without_data_say_what_is_expected(tmp_path):
+    with pytest.raises(ValueError, match="neither shards nor a folder train/"):
+        load_data(DataConfig(path=str(tmp_path)), seed=0)
+    (tmp_path / "train-000000.tar").touch()
+    with pytest.raises(ValueError, match="have no index: make one with"):
+        load_data(DataConfig(path=str(tmp_path)), seed=0)
