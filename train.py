@@ -57,7 +57,11 @@ def main(arguments: list[str]) -> None:
         return
     if "--dry-run" in dashed:
         data = load_data(config.data, config.seed)
-        print(describe(config, data, make_batches(config, data)))
+        batches = make_batches(config, data)
+        print(describe(config, data, batches))
+        picture = Path(f"{config.run_dir}-dry-run.png")
+        plot_composites(first_batch(data, batches, epoch=1), batches.layout, data.classes, picture)
+        print(f"{'picture':<18} {picture}")
         return
     run = RunFolder(str(config.run_dir))
     run.check(config)
@@ -203,7 +207,11 @@ def train(config: Config, data: Data, run: RunFolder) -> None:
 
     training.ledger.save(run.path / "scores.npz")
     plot_run(run.path, data.stats, data.classes)
-    plot_last_groups(training, batches, run)
+    batch = first_batch(data, batches, config.epochs).to(training.device)
+    with torch.no_grad():
+        weights, scores, _ = training.weigh(training.input(batch.images), batch, config.epochs - 1, 0)
+    picture = run.path / "plots" / "composites.png"
+    plot_composites(batch.to("cpu"), training.layout, data.classes, picture, scores.cpu(), weights.cpu())
     run.finish(summarize(config, run.metrics()))
 
 
@@ -223,16 +231,10 @@ def epoch_numbers(training: Training, batches: GroupingBatchSampler, epoch: int)
     return {"loss": loss, "mean_weight": mean, "lr": lr, "sigma": sigma, "rho": rho, **vars(batches.report), **counts}
 
 
-def plot_last_groups(training: Training, batches: GroupingBatchSampler, run: RunFolder) -> None:
-    """A picture of composites with label, score and weight of each member, for the first batch of the epoch to come."""
-    epoch = training.config.epochs
+def first_batch(data: Data, batches: GroupingBatchSampler, epoch: int) -> GroupedBatch:
+    """The first batch of an epoch, read without a loader."""
     batches.set_epoch(epoch)
-    planned = next(iter(batches))
-    batch = NSCollator(training.layout)(training.data.train.__getitems__(planned))
-    with torch.no_grad():
-        weights, scores, _ = training.weigh(training.input(batch.images), batch.to(training.device), epoch - 1, 0)
-    path = run.path / "plots" / "composites.png"
-    plot_composites(batch, training.layout, training.data.classes, path, scores.cpu(), weights.cpu())
+    return NSCollator(batches.layout)(data.train.__getitems__(next(iter(batches))))
 
 
 if __name__ == "__main__":

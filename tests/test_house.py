@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,9 +67,7 @@ def test_every_public_name_can_be_imported():
         _ = ns_data.nothing
 
 
-def test_core_needs_torch_and_numpy_only():
-    """Sampling, collating and scoring in a process where every other library is missing."""
-    code = """
+CORE = """
 import sys
 
 class Missing:
@@ -79,8 +78,10 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 import torch
+import ns_data
 from ns_data import GroupingBatchSampler, NSCollator, NSScorer, ScoreLedger, ShuffleSampler, ns_weights
 
+print(ns_data.__file__)
 labels = [0, 1, 2, 3] * 4
 data = [(torch.randn(1, 8, 8), label) for label in labels]
 sampler = GroupingBatchSampler(ShuffleSampler(labels), 8, labels=labels, layout="2x2", grouping="class_mixed")
@@ -89,8 +90,30 @@ scorer = NSScorer(model)
 for batch in torch.utils.data.DataLoader(data, batch_sampler=sampler, collate_fn=NSCollator("2x2")):
     print(ns_weights(scorer(batch.images, batch.labels, batch.groups), sigma=0.5).sum().item())
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert [round(float(line), 4) for line in result.stdout.split()] == [6.0, 6.0]
+
+
+def test_core_needs_torch_and_numpy_only():
+    """Sampling, collating and scoring in a process where every other library is missing."""
+    result = subprocess.run([sys.executable, "-c", CORE], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert [round(float(line), 4) for line in result.stdout.split()[1:]] == [6.0, 6.0]
+
+
+@pytest.mark.slow
+def test_a_wheel_scores_where_only_torch_and_numpy_are(tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("ns_data-*.whl")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", wheel], check=True
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    result = subprocess.run(
+        [sys.executable, "-c", CORE], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    place, *sums = result.stdout.split()
+    assert place.startswith(str(tmp_path / "site"))
+    assert [round(float(line), 4) for line in sums] == [6.0, 6.0]
+    assert (tmp_path / "site" / "ns_data" / "py.typed").is_file()
 
 
 def test_nothing_of_the_machine_is_written_down():

@@ -1,15 +1,12 @@
-"""Dry run: what a config would do, without training: classes, laws, groups, weights, steps and cost, and a picture."""
+"""Dry run: what a config would do, without training: classes, laws, groups, weights, steps and cost."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ns_data.batching import GroupingBatchSampler
-from ns_data.collate import NSCollator
-from ns_data.compare.plots import plot_composites
 from ns_data.grouping import max_groups
 from ns_data.scoring.weighting import WEIGHTINGS, Strength, mean_weight
 from ns_data.training.config import Config
@@ -17,13 +14,11 @@ from ns_data.training.data import Data
 
 
 def describe(config: Config, data: Data, batches: GroupingBatchSampler) -> str:
-    """The dry run's text; writes a picture of composites beside the run folder."""
+    """The dry run's text."""
     stats, ns, layout = data.stats, config.ns, batches.layout
     m = layout.group_size
     epoch = [np.array(batch) for batch in batches]
     report = batches.report
-    picture = Path(f"{config.run_dir}-dry-run.png")
-    _draw(data, batches, picture)
     ties, ties_at_random = _share_of_ties(epoch, data.train.labels, m), stats.share_of_groups_with_ties(m)
     rows: list[tuple[str, Any]] = [
         ("data", f"{data.place}: {stats.total} training and {len(data.test)} test samples"),
@@ -39,7 +34,6 @@ def describe(config: Config, data: Data, batches: GroupingBatchSampler) -> str:
         ("set aside", f"{report.relaxed} relaxed, {report.ungrouped} ungrouped, {report.dropped} dropped"),
         ("training", f"{config.epochs} epochs, {config.epochs * len(batches)} steps"),
         *_weights(config, m),
-        ("picture", picture),
     ]
     return "\n".join(f"{name:<18} {value}" for name, value in rows)
 
@@ -76,10 +70,3 @@ def _weights(config: Config, group_size: int) -> list[tuple[str, str]]:
     composites = WEIGHTINGS[ns.weighting].composites
     cost = f"about {1 / (3 * group_size):.1%} of a step (1 / 3m)" if composites else "none: no composites are made"
     return [("weights", f"{formula}, {span}"), ("scoring cost", cost)]
-
-
-def _draw(data: Data, batches: GroupingBatchSampler, path: Path) -> None:
-    batches.set_epoch(1)  # the first epoch was counted above
-    planned = next(iter(batches))
-    batch = NSCollator(batches.layout)(data.train.__getitems__(planned))
-    plot_composites(batch, batches.layout, data.classes, path)
