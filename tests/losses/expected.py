@@ -17,7 +17,7 @@ from ns_data import LOSSES, ClassStats
 PATH = Path(os.environ.get("NS_LOSS_GOLDENS") or Path(__file__).parent.parent / "data" / "losses.json")
 
 
-class NotMapped(Exception):
+class NotMappedError(Exception):
     """An entry of a loss that we have, with something in it that no rule knows."""
 
 
@@ -34,7 +34,7 @@ def options_of(hparams, names, fixed=()):
         if key in names:
             options[names[key]] = value
         elif key not in fixed or value != fixed[key]:
-            raise NotMapped(f"hparam {key}={value!r}")
+            raise NotMappedError(f"hparam {key}={value!r}")
     return options
 
 
@@ -82,7 +82,7 @@ def _apl_term(kind, terms, alpha, beta):
         """The term is told by the name of the entry, its first word."""
         term = re.split(r"[^a-z]", entry["id"])[0]
         if term not in terms:
-            raise NotMapped(f"{kind} term of {entry['id']}")
+            raise NotMappedError(f"{kind} term of {entry['id']}")
         return "apl", {kind: term, "alpha": alpha, "beta": beta, **options_of(entry["hparams"], _APL)}
 
     return rule
@@ -119,7 +119,7 @@ def _low(entry):
     options = options_of(entry["hparams"], {"lamb": "lam", "grad_norm_of": "grad_scale"})
     scale = re.split(r"[ _]", options.get("grad_scale", "batch-mean"))[0]
     if scale not in scales:
-        raise NotMapped(f"grad_norm_of {options['grad_scale']!r}")
+        raise NotMappedError(f"grad_norm_of {options['grad_scale']!r}")
     return "low", {**options, "grad_scale": scales[scale]}
 
 
@@ -130,7 +130,7 @@ def _nlnl(entry):
         counts = largest / weights
         if np.allclose(counts, counts.round(), rtol=1e-9):
             return "nlnl", {**options, "stats": ClassStats(counts.round().astype(int))}
-    raise NotMapped("class_weights that no class counts up to 10,000 give")
+    raise NotMappedError("class_weights that no class counts up to 10,000 give")
 
 
 def _ogc(base):
@@ -205,7 +205,7 @@ def map_entry(entry):
     if kind not in RULES:
         ours = {word for known in [*RULES, *LOSSES] for word in _words(known)}
         if ours & set(_words(kind)):
-            raise NotMapped(f"loss {kind!r}")
+            raise NotMappedError(f"loss {kind!r}")
         return None
     name, options, *state = RULES[kind](entry)
     return LOSSES[name](**options), (state[0] if state else {})

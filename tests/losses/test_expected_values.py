@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ns_data.losses.ce_ogc import fit_two_normals, find_threshold
+from ns_data.losses.ce_ogc import find_threshold, fit_two_normals
 from tests.losses import expected
 
 FILE = expected.read()
@@ -30,7 +30,7 @@ def close(actual, wanted, atol):
 
 def inputs_of(entry):
     if entry["input"] not in FILE["inputs"]:
-        raise expected.NotMapped(f"input {entry['input']!r}")
+        raise expected.NotMappedError(f"input {entry['input']!r}")
     given = FILE["inputs"][entry["input"]]
     return tensor(given["logits"]).requires_grad_(), torch.tensor(given["labels"])
 
@@ -65,7 +65,7 @@ def check_values(entry, loss, state):
         close(grad_BK, tensor(extra["grad_per_sample_exact"]), 1e-9)
         close(loss.weights(logits.log_softmax(1), labels), tensor(extra["weights_exact_projection"]), 1e-9)
     elif entry["couples_batch"]:
-        raise expected.NotMapped("couples_batch without exact values")
+        raise expected.NotMappedError("couples_batch without exact values")
     else:
         if "negative_labels" in extra:
             loss.draw = lambda labels_B, num_classes: negatives[:1]
@@ -153,7 +153,7 @@ def check(entry):
     if entry.get("per_sample") is not None:
         checks.append(check_values)
     if not checks:
-        raise expected.NotMapped("nothing in it that a check knows")
+        raise expected.NotMappedError("nothing in it that a check knows")
     for one in checks:
         one(entry, *copy.deepcopy(mapped))
     return True
@@ -186,17 +186,17 @@ def test_a_changed_number_is_noticed(loss, field):
 def test_what_cannot_be_mapped_is_an_error():
     entry = entry_of("Focal")
     entry["hparams"]["temperature"] = 2.0
-    with pytest.raises(expected.NotMapped, match=r"hparam temperature=2\.0"):
+    with pytest.raises(expected.NotMappedError, match=r"hparam temperature=2\.0"):
         check(entry)
     entry = entry_of("ANL")
     entry["hparams"]["negative"] = "mae"
-    with pytest.raises(expected.NotMapped, match="hparam negative"):
+    with pytest.raises(expected.NotMappedError, match="hparam negative"):
         check(entry)
-    with pytest.raises(expected.NotMapped, match="loss 'Focal-Tversky'"):
+    with pytest.raises(expected.NotMappedError, match="loss 'Focal-Tversky'"):
         check({**entry_of("Focal"), "loss": "Focal-Tversky"})
-    with pytest.raises(expected.NotMapped, match="nothing in it"):
+    with pytest.raises(expected.NotMappedError, match="nothing in it"):
         check({**entry_of("CE"), "per_sample": None})
-    with pytest.raises(expected.NotMapped, match="input 'Z'"):
+    with pytest.raises(expected.NotMappedError, match="input 'Z'"):
         check({**entry_of("CE"), "input": "Z"})
     assert not check({**entry_of("CE"), "loss": "LDAM"})
 
