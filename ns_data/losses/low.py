@@ -9,8 +9,8 @@ Source: "LOW: Training Deep Neural Networks by Learning Optimal Sample Weights",
 CIFAR: unknown; lam = 0.1 is the authors' published setting (MNIST).
 Deviations: exact, where the authors call a solver that stops at 1e-4. ``grad_scale="batch_mean"`` is theirs: their g is that of
 the mean loss, so divided by B, and the weights of 128 samples lie within 0.0004 of 1; ``"per_sample"`` leaves the division
-out: up to half of the weights become 0, others reach 5. The weights couple the batch: a smaller last batch or the share of one rank
-has its own.
+out: up to half of the weights become 0, others reach 5. The weights couple the batch: a smaller last batch or the share of
+one rank has its own.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def zeros(count):
     return torch.zeros(count, dtype=torch.long)
 
 
-# Norms of the logit gradient at uniform p for 10, 65 and 100 classes, of each method's published code, to a unit of the last digit.
+# Norms of the logit gradient at uniform p for 10, 65 and 100 classes, of published code, to a unit of the last digit.
 STARTING_NORMS = {
     "cross_entropy": ({}, (0.95, 0.99, 0.995)),
     "gce": ({}, (0.19, 0.053, 0.040)),
