@@ -164,15 +164,15 @@ def with_small_queue(case):
 
 
 def run(loss, steps, first=0):
-    """Training steps over two epochs of ten batches each; the losses of the last batch."""
-    loss_B = None
+    """Training steps over two epochs of ten batches each; the losses of every batch."""
+    losses = []
     for step in range(first, first + steps):
         if step % 10 == 0 or step == first:
             loss.start_epoch(step // 10, 10)
         loss.set_lr(0.01)
         logits, labels, _ = ordinary(12, seed=step % 10)
-        loss_B = loss(logits, labels, ids=(torch.arange(12) + 12 * (step % 10)) % 100)
-    return loss_B
+        losses.append(loss(logits, labels, ids=(torch.arange(12) + 12 * (step % 10)) % 100))
+    return torch.stack(losses)
 
 
 @pytest.mark.parametrize("case", ALL)
@@ -183,7 +183,7 @@ def test_a_restored_loss_goes_on_as_if_never_stopped(case, stop, tmp_path):
     run(begun, stop)
     torch.save(begun.state_dict(), tmp_path / "state.pt")
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    torch.testing.assert_close(run(resumed, 20 - stop, first=stop), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(run(resumed, 20 - stop, first=stop), wanted[stop:], rtol=0, atol=0)
     assert str(resumed.state_dict()) == str(whole.state_dict())
 
 

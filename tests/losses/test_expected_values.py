@@ -1,6 +1,7 @@
 """Every loss against the values and gradients of its published code, entry by entry of the file that ``expected`` reads."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -199,6 +200,15 @@ def test_what_cannot_be_mapped_is_an_error():
     with pytest.raises(expected.NotMappedError, match="input 'Z'"):
         check({**entry_of("CE"), "input": "Z"})
     assert not check({**entry_of("CE"), "loss": "LDAM"})
+
+
+def test_another_file_is_read_where_the_environment_names_one(tmp_path, monkeypatch):
+    other = {"inputs": {}, "goldens": [entry_of("CE")]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    monkeypatch.setenv("NS_LOSS_GOLDENS", str(tmp_path / "other.json"))
+    assert expected.read() == other
+    monkeypatch.delenv("NS_LOSS_GOLDENS")
+    assert len(expected.read()["goldens"]) > 50
 
 
 def test_only_the_later_stages_of_nlnl_are_left_out():

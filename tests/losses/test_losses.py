@@ -61,10 +61,19 @@ def test_focal_factor_for_all_or_by_class():
     torch.testing.assert_close(by_class, torch.tensor([1.0, 3, 2, 3]) * plain)
 
 
-def test_normalized_gce_by_hand():
-    """p = (1/4, 3/4), q = 1: (1 - 1/4) / (2 - 1)."""
-    loss = LOSSES["apl"]("ngce", "mae", alpha=1.0, beta=0.0, q=1.0)
-    assert loss(logits_with([0.25], 2), zeros(1)).item() == pytest.approx(0.75)
+def test_terms_of_apl_by_hand():
+    """NGCE of p = (1/4, 3/4): (1 - 1/4) / (2 - 1) at q = 1, (1 - 1/2) / (2 - 1/2 - sqrt(3)/2) at q = 1/2."""
+    logits = logits_with([0.25], 2)
+    for q, wanted in ((1.0, 0.75), (0.5, 0.5 / (1.5 - math.sqrt(3) / 2))):
+        assert LOSSES["apl"]("ngce", beta=0.0, q=q)(logits, zeros(1)).item() == pytest.approx(wanted)
+    assert LOSSES["apl"]("nce", "mae", alpha=0.0, mae_scale=2.0)(logits, zeros(1)).item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("active", ["nce", "nfl"])
+def test_negative_term_of_anl_is_zero_where_all_other_classes_are_below_its_bound(active):
+    loss = LOSSES["anl"](active, alpha=0.0, beta=1.0, min_p=0.1)
+    assert loss(logits_with([0.95, 0.5]), zeros(2)).tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
+    assert loss(logits_with([0.5], 3), zeros(1)).item() > 0.1
 
 
 def test_sce_with_the_papers_log_zero():
