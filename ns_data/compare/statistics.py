@@ -99,7 +99,7 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
     first, second = _signed_sums(array[:half]), np.sort(_signed_sums(array[half:]))
     # sums that are equal on paper may differ in the last digits: count them as equal
     least = abs(array.sum()) - 1e-9 * np.abs(array).sum()
-    above = second.size - np.searchsorted(second, least - first, side="left")
+    above = second.size - np.searchsorted(second, least - first)
     below = np.searchsorted(second, -least - first, side="right")
     return min(1.0, float((above + below).sum()) / 2**array.size)  # all of them twice if the observed sum is 0
 

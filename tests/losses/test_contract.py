@@ -83,6 +83,20 @@ def test_half_precision_is_computed_in_float32(case):
 
 
 @pytest.mark.parametrize("case", ALL)
+def test_autocast_changes_nothing(case):
+    logits, labels, ids = ordinary(40)
+    plain, cast = with_small_queue(case), with_small_queue(case)
+    for loss in (plain, cast):
+        loss.start_epoch(0, 10)
+        loss.set_lr(0.01)
+    for _ in range(4):
+        wanted = plain(logits, labels, ids=ids)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(cast(logits, labels, ids=ids), wanted, rtol=0, atol=0)
+    assert str(cast.state_dict()) == str(plain.state_dict())
+
+
+@pytest.mark.parametrize("case", ALL)
 def test_float32_is_close_to_float64(case):
     logits, labels, ids = ordinary(dtype=torch.float64)
     wanted = make(case)(logits, labels, ids=ids)
