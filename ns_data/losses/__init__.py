@@ -7,11 +7,37 @@ from collections.abc import Callable
 from typing import Any
 
 from ns_data.choose import choose, construct
+from ns_data.losses.anl import ActiveNegative
+from ns_data.losses.apl import ActivePassive
+from ns_data.losses.aul import AsymmetricUnhinged
 from ns_data.losses.base import PerSampleLoss
+from ns_data.losses.ce_eps_mae import EpsSoftmaxMAE
+from ns_data.losses.ce_ogc import ClippedCrossEntropy
 from ns_data.losses.cross_entropy import CrossEntropy
+from ns_data.losses.focal import Focal
+from ns_data.losses.gce import GeneralizedCrossEntropy
+from ns_data.losses.label_smoothing import LabelSmoothing
+from ns_data.losses.logit_adjustment import LogitAdjustment
+from ns_data.losses.low import LOW
+from ns_data.losses.nlnl import NegativeLearning
+from ns_data.losses.poly import Poly1
+from ns_data.losses.sce import SymmetricCrossEntropy
 
 LOSSES: dict[str, Callable[..., PerSampleLoss]] = {
     "cross_entropy": CrossEntropy,
+    "logit_adjustment": LogitAdjustment,
+    "focal": Focal,
+    "gce": GeneralizedCrossEntropy,
+    "label_smoothing": LabelSmoothing,
+    "nlnl": NegativeLearning,
+    "sce": SymmetricCrossEntropy,
+    "apl": ActivePassive,
+    "low": LOW,
+    "poly": Poly1,
+    "anl": ActiveNegative,
+    "aul": AsymmetricUnhinged,
+    "ce_eps_mae": EpsSoftmaxMAE,
+    "ce_ogc": ClippedCrossEntropy,
 }
 
 
