@@ -213,7 +213,7 @@ def train(config: Config, data: Data, run: RunFolder) -> None:
         weights, scores, _ = training.weigh(training.input(batch.images), batch, config.epochs - 1, 0)
     picture = run.path / "plots" / "composites.png"
     plot_composites(batch.to("cpu"), training.layout, data.classes, picture, scores.cpu(), weights.cpu())
-    run.finish(summarize(config, run.metrics()))
+    run.finish(summarize(config, run.metrics(), training.device))
 
 
 def epoch_numbers(training: Training, batches: GroupingBatchSampler, epoch: int) -> dict[str, Any]:

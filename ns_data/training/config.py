@@ -31,6 +31,7 @@ class DataConfig:
     dataset: str | None = setting(None, "instead of a source: 'package.module:Class', called with split= and options")
     train_split: str = setting("train", "split to train on")
     test_split: str = setting("test", "split to evaluate on")
+    holdout: float = setting(0.0, "share of each training class to evaluate on instead of the test split, for tuning")
     image_size: int | None = setting(None, "images are scaled to squares of this side; null takes them as they are")
     augment: str = setting("none", "training transform: none, crop_flip")
     augment_options: dict[str, Any] = setting({}, "options of the training transform")

@@ -71,6 +71,31 @@ class WrappedDataset(PlannedDataset):
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
+class PartDataset(PlannedDataset):
+    """The samples ``rows`` of a data set, numbered anew."""
+
+    def __init__(self, whole: Any, rows: np.ndarray) -> None:
+        super().__init__(whole.transform, seed=whole.seed)
+        self._whole, self._rows = whole, rows
+        self.labels = whole.labels[rows]
+        self.classes: list[str] = whole.classes
+
+    def read(self, index: int) -> Any:
+        return self._whole.read(int(self._rows[index]))
+
+
+def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """True for ``share`` of each class's samples, drawn by ``seed``: at least one, unless it is the class's only one."""
+    if not 0 < share < 1:
+        raise ValueError(f"data.holdout must be at least 0 and below 1, got {share}")
+    rng = np.random.default_rng([seed, 20])  # not the stream of the plan
+    held = np.zeros(labels.size, bool)
+    for k in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == k))
+        held[members[: min(members.size - 1, max(1, round(share * members.size)))]] = True
+    return held
+
+
 def load_data(config: DataConfig, seed: int) -> Data:
     """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where."""
     if config.dataset is not None:
@@ -82,23 +107,30 @@ def load_data(config: DataConfig, seed: int) -> Data:
         build = _import(config.dataset)
         sets = [
             WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed)
-            for split in (config.train_split, config.test_split)
+            for split in _splits(config)
         ]
         place = config.dataset
     else:
         transforms = _transforms(config)
         folder = _folder(config)
         open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
-        splits = (config.train_split, config.test_split)
-        sets = [open_split(folder, split, transform, seed) for split, transform in zip(splits, transforms, strict=True)]
+        sets = [open_split(folder, split, transform, seed) for split, transform in zip(_splits(config), transforms, strict=True)]
         place = str(folder)
     train, test = sets
+    if config.holdout:
+        held = held_out(train.labels, config.holdout, seed)
+        train, test = PartDataset(train, np.flatnonzero(~held)), PartDataset(test, np.flatnonzero(held))
     if train.classes != test.classes and not set(test.classes) <= set(train.classes):
         raise ValueError(
             f"{place}: the test set has classes that the training set lacks: {set(test.classes) - set(train.classes)}"
         )
     classes = train.classes
     return Data(train, test, ClassStats.from_labels(train.labels, len(classes)), classes, place)
+
+
+def _splits(config: DataConfig) -> tuple[str, str]:
+    """Where training and test samples come from: both from the training split if a part of it is held out."""
+    return config.train_split, config.train_split if config.holdout else config.test_split
 
 
 def _import(name: str) -> Any:

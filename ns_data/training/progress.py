@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,13 +83,20 @@ def epoch_line(line: dict[str, Any], num_epochs: int) -> str:
     )
 
 
-def summarize(config: Config, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a finished run reports: the last epoch's numbers, the best epoch's under its own name, seconds in all."""
+def summarize(config: Config, metrics: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    """What a finished run reports: the last epoch's numbers, the best epoch's under its own name, seconds and peak memory."""
     last = {name: metrics[-1][name] for name in ("accuracy", "balanced_accuracy", "test_loss")}
     best = {"best_epoch_accuracy": max(line["accuracy"] for line in metrics)}
     seconds = {name: sum(line[name] for line in metrics) for name in ("train_seconds", "scoring_seconds")}
     run = {"name": config.name, "run_dir": config.run_dir, "epochs": config.epochs, "seed": config.seed}
-    return {**run, **last, **best, **seconds}
+    return {**run, **last, **best, **seconds, "peak_memory_mb": round(peak_memory(device) / 1e6, 1)}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the highest point: of tensors on a GPU, of the whole process elsewhere; since the last start of the run."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def summary_text(summary: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from ns_data import PlannedBatch
 from ns_data.training.config import DataConfig
-from ns_data.training.data import load_data
+from ns_data.training.data import held_out, load_data
 
 
 class Toy(Dataset):
@@ -112,3 +112,28 @@ def test_folders_without_data_say_what_is_expected(tmp_path):
     (tmp_path / "train-000000.tar").touch()
     with pytest.raises(ValueError, match="have no index: make one with"):
         load_data(DataConfig(path=str(tmp_path)), seed=0)
+
+
+def test_a_part_of_each_training_class_can_be_held_out_to_tune_on(tmp_path):
+    whole = load_data(DataConfig(options={"imbalance": 50}, root=str(tmp_path), image_size=8), seed=0)
+    config = DataConfig(options={"imbalance": 50}, root=str(tmp_path), image_size=8, augment="crop_flip", holdout=0.2)
+    part = load_data(config, seed=0)
+    # 20 % of 150 97 62 40 26 17 11 7 4 3, and at least one
+    held = [30, 19, 12, 8, 5, 3, 2, 1, 1, 1]
+    assert np.bincount(part.test.labels).tolist() == held
+    assert part.stats.counts.tolist() == (whole.stats.counts - held).tolist()
+    images = {bytes(whole.train[i][0].numpy()): int(whole.train.labels[i]) for i in range(len(whole.train))}
+    seen = {bytes(part.test[i][0].numpy()): int(part.test.labels[i]) for i in range(len(part.test))}
+    assert seen.items() <= images.items()  # of the training set, with their labels and without augmentation
+    train_images = {bytes(part.train.read(i).numpy()) for i in range(len(part.train))}
+    assert not train_images & {bytes(part.test.read(i).numpy()) for i in range(len(part.test))}
+    again, other = load_data(config, seed=0), load_data(config, seed=1)
+    assert [bytes(part.test.read(i).numpy()) for i in range(5)] == [bytes(again.test.read(i).numpy()) for i in range(5)]
+    assert [bytes(part.test.read(i).numpy()) for i in range(5)] != [bytes(other.test.read(i).numpy()) for i in range(5)]
+
+
+def test_held_out_keeps_the_only_sample_of_a_class_and_refuses_shares_outside_of_0_to_1():
+    assert held_out(np.array([0, 0, 0, 1]), 0.9, seed=0).tolist().count(True) == 2
+    assert not held_out(np.array([0, 0, 0, 1]), 0.9, seed=0)[3]
+    with pytest.raises(ValueError, match=r"at least 0 and below 1, got 1\.5"):
+        held_out(np.array([0, 1]), 1.5, seed=0)
