@@ -105,16 +105,17 @@ def load_data(config: DataConfig, seed: int) -> Data:
                 "set data.image_size=null data.augment=none"
             )
         build = _import(config.dataset)
-        sets = [
-            WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed)
-            for split in _splits(config)
+        sets: list[Any] = [
+            WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed) for split in _splits(config)
         ]
         place = config.dataset
     else:
         transforms = _transforms(config)
         folder = _folder(config)
         open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
-        sets = [open_split(folder, split, transform, seed) for split, transform in zip(_splits(config), transforms, strict=True)]
+        sets = [
+            open_split(folder, split, transform, seed) for split, transform in zip(_splits(config), transforms, strict=True)
+        ]
         place = str(folder)
     train, test = sets
     if config.holdout:
