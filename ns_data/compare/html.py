@@ -87,7 +87,7 @@ filter(box.value);
 
 def page(name: str, notes: list[str], tables: list[Table], pictures: Mapping[str, str]) -> str:
     """The page's text. ``notes``: the first is set apart; ``pictures``: SVG texts by name."""
-    links = "".join(f'<a href="#at-{escape(table.name)}">{escape(table.title)}</a>' for table in tables)
+    links = " ".join(f'<a href="#at-{escape(table.name)}">{escape(table.title)}</a>' for table in tables)
     figures = "".join(
         f'<figure><figcaption>{escape(title)}</figcaption><img alt="{escape(title)}" '
         f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"></figure>'

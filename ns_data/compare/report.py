@@ -60,7 +60,8 @@ def tuning_sentence(results: Results) -> str:
     rates = ", ".join(f"{lr:g}" for lr in sorted(tuning["lr"]))
     return (
         f"The learning rate of every method was tuned on one grid ({rates}) by {METRICS[tuning['metric']]} on "
-        f"{tuning['holdout']:.0%} of the training set, held out, with seeds {' '.join(map(str, tuning['seeds']))}; the test set took no part."
+        f"{tuning['holdout']:.0%} of the training set, held out, with seeds {' '.join(map(str, tuning['seeds']))}; the test "
+        "set took no part."
     )
 
 

@@ -119,8 +119,9 @@ def explained(to_baseline: list[Difference], to_controls: list[Difference]) -> T
         if gain is not None and control is not None:
             share = f"{control / gain:.0%}" if gain > 0 else "no gain to explain"
             rows.append([d.method, METRICS[d.metric], gain, d.reference, control, share])
+    note = "Mean gains in percentage points; shares of a gain that is inside the noise say nothing."
     columns = ["method", "metric", "gain over baseline", "control", "the control's gain", "explained by the control"]
-    return Table("explained", "How much of a gain the controls explain", columns, rows, "Mean gains in percentage points.")
+    return Table("explained", "How much of a gain the controls explain", columns, rows, note)
 
 
 def groups_of_classes(counts: list[int]) -> dict[str, list[int]]:
