@@ -239,14 +239,15 @@ class Board:
         self._drawn = time.perf_counter()
         width = shutil.get_terminal_size().columns
         rows = [f"{self.done}/{self.total} runs, {self.failures} failed, {self.left(running)}"]
+        longest = max((len(title(job.run)) for job in running), default=0)
         for job in running[:30]:
             line = last_metrics(job.run)
             epoch, epochs = int(line.get("epoch", -1)) + 1, job.run.config.epochs
             seconds = time.perf_counter() - job.began
             left = f"{duration(seconds / epoch * (epochs - epoch))} left" if epoch else "starting"
-            bar = ("#" * round(20 * epoch / epochs)).ljust(20, ".")
+            bar = ("#" * round(12 * epoch / epochs)).ljust(12, ".") if width >= 100 else ""
             accuracy = f"{line['accuracy']:7.2%} balanced {line['balanced_accuracy']:7.2%}" if epoch else " " * 24
-            rows.append(f"{title(job.run):<40} {bar} {epoch:>4}/{epochs}  {accuracy}  {left}")
+            rows.append(f"{title(job.run):<{longest}} {bar} {epoch:>3}/{epochs} {accuracy} {left}")
         if len(running) > 30:
             rows.append(f"and {len(running) - 30} more")
         self.clear()
