@@ -21,6 +21,7 @@ from ns_data.shards.index import DATASET_FILE
 from ns_data.shards.sources import prepare
 from ns_data.stats import ClassStats, as_labels
 from ns_data.training.config import DataConfig
+from ns_data.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,13 @@ def load_data(config: DataConfig, seed: int) -> Data:
         )
     classes = train.classes
     return Data(train, test, ClassStats.from_labels(train.labels, len(classes)), classes, place)
+
+
+def open_data(config: DataConfig, seed: int, world: World) -> Data:
+    """``load_data`` in every process of a run: the main one prepares a source on first use, the others wait for it."""
+    data = load_data(config, seed) if world.is_main else None
+    world.wait()
+    return data or load_data(config, seed)
 
 
 def _import(name: str) -> Any:

@@ -10,29 +10,34 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ns_data.training.distributed import World
+
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: DataLoader[Any], to_input: Callable[[Tensor], Tensor], num_classes: int
+    model: nn.Module, loader: DataLoader[Any], to_input: Callable[[Tensor], Tensor], num_classes: int, world: World
 ) -> dict[str, Any]:
     """Accuracy, balanced accuracy (mean recall of the classes that occur), mean cross-entropy, recall of each class.
 
-    ``to_input`` moves and normalises a batch of images. Shares are in [0, 1]; the recall of an absent class is ``None``.
+    ``to_input`` moves and normalises a batch of images. Each process has a loader of its own share of the samples; the
+    numbers are those of all. Shares are in [0, 1]; the recall of an absent class is ``None``.
     """
     training = model.training
     model.eval()
-    confusion = np.zeros((num_classes, num_classes), np.int64)  # true, predicted
-    loss = 0.0
+    confusion = torch.zeros((num_classes, num_classes), dtype=torch.float64)  # true, predicted
+    loss = torch.zeros(1, dtype=torch.float64)
     for images, labels, _ in loader:
         logits = model(to_input(images)).float().cpu()
-        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        np.add.at(confusion, (labels.numpy(), logits.argmax(1).numpy()), 1)
+        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+        confusion += torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2).view(confusion.shape)
     model.train(training)
-    counts, hits = confusion.sum(1), confusion.diagonal()
+    pooled = world.sum(torch.cat([loss, confusion.reshape(-1)])).cpu()
+    loss, confusion = pooled[0], pooled[1:].view(confusion.shape)
+    counts, hits = confusion.sum(1).numpy(), confusion.diagonal().numpy()
     recall = np.divide(hits, counts, out=np.full(num_classes, np.nan), where=counts > 0)
     return {
         "accuracy": float(hits.sum() / counts.sum()),
         "balanced_accuracy": float(np.nanmean(recall)),
-        "test_loss": loss / int(counts.sum()),
+        "test_loss": float(loss) / float(counts.sum()),
         "recall": [None if np.isnan(r) else round(float(r), 6) for r in recall],
     }

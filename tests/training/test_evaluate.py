@@ -4,6 +4,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, recall_scor
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ns_data.training.distributed import World
 from ns_data.training.evaluate import evaluate
 
 
@@ -12,7 +13,7 @@ def test_numbers_equal_scikit_learns():
     images, labels = torch.randn(101, 6, generator=generator), torch.randint(0, 5, (101,), generator=generator)
     model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.9)).train()
     loader = DataLoader([(x, int(y), i) for i, (x, y) in enumerate(zip(images, labels, strict=True))], 16)
-    result = evaluate(model, loader, lambda x: x, num_classes=6)
+    result = evaluate(model, loader, lambda x: x, 6, World(0, 1, torch.device("cpu")))
     assert model.training
     model.eval()
     logits = model(images).detach()
