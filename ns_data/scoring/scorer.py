@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ns_data.layout import Layout
 from ns_data.scoring.ledger import ScoreLedger
 from ns_data.scoring.modes import BATCH_NORM_MODES, bare_module, needs_every_rank, scoring_mode
-from ns_data.scoring.stitch import check_groups, check_positions, check_scale, stitch
+from ns_data.scoring.stitch import check_groups, check_positions, check_scale, stitch_checked
 from ns_data.scoring.targets import check_logits, check_targets, hard_labels, target_logits
 
 
@@ -213,14 +213,14 @@ class NSScorer:
         count, group = invalid_G.sum(), invalid_G.int().argmax()
         is_first = (count > 0) & (self._invalid == 0)
         step, seen_group = self._first_invalid
-        self._first_invalid = torch.where(is_first, self._step, step), torch.where(is_first, group, seen_group)
+        self._first_invalid = torch.where(is_first, self._step - 1, step), torch.where(is_first, group, seen_group)
         self._invalid = self._invalid + count
         return scores_GM.masked_fill(invalid_G[:, None], torch.nan)
 
     def _composites(self, inputs: Any, groups_GM: Tensor) -> Any:
         if self.compose is not None:
             return self.compose(inputs, groups_GM)
-        composites_GCHW = stitch(inputs, self.layout, groups_GM, scale=self.scale)
+        composites_GCHW = stitch_checked(inputs, self.layout, groups_GM, self.scale)
         return composites_GCHW.contiguous(memory_format=torch.channels_last) if self.channels_last else composites_GCHW
 
     def _forward(self, composites: Any) -> Tensor | None:
@@ -270,8 +270,7 @@ class NSScorer:
         counts = {"invalid_groups": int(self._invalid), "ungrouped": self._ungrouped, "lone_composites": self._lone}
         if self.every > 1:
             counts["unscored"] = int(self._unscored)
-        if hasattr(self.compose, "report"):
-            counts |= self.compose.report()
+        counts |= getattr(self.compose, "report", dict)()
         if counts["invalid_groups"]:
             step, group = (int(number) for number in self._first_invalid)
             half = f"; in {self._logits_dtype} they may have overflowed: score with dtype=torch.float32"

@@ -28,23 +28,24 @@ def stitch(images_BCHW: Tensor, layout: Layout | str, groups_GM: Tensor | None =
         ValueError: for images that are not a floating-point batch, smaller than the layout, or too few for one group.
     """
     layout = Layout.parse(layout)
-    if images_BCHW.ndim != 4 or not images_BCHW.is_floating_point():
-        raise ValueError(
-            f"stitch needs a floating-point batch of shape B C H W, got {images_BCHW.dtype} of shape "
-            f"{tuple(images_BCHW.shape)}: convert and normalise the images first"
-        )
     check_scale(scale)
+    _check_images(images_BCHW)
+    return stitch_checked(images_BCHW, layout, check_groups(groups_GM, images_BCHW, layout.group_size), scale)
+
+
+def stitch_checked(images_BCHW: Tensor, layout: Layout, groups_GM: Tensor, scale: float) -> Tensor:
+    """``stitch`` for groups and a scale that were looked at already; a sample may be in several groups."""
+    _check_images(images_BCHW)
     H, W = images_BCHW.shape[2:]
     height, width = max(1, round(H * scale)), max(1, round(W * scale))
     if layout.rows > height or layout.cols > width:
         raise ValueError(
             f"images of {height}x{width} pixels are too small for a layout of {layout}: a cell would have no pixel"
         )
-    groups_GM = check_groups(groups_GM, images_BCHW, layout.group_size)
-    if not divides(layout, H, W):
+    if not _divides(layout, H, W):
         return _resize(_resize(_place(images_BCHW, layout, groups_GM), H, W), height, width)
     cells_BChw = _resize(images_BCHW, H // layout.rows, W // layout.cols)
-    if not divides(layout, height, width):
+    if not _divides(layout, height, width):
         return _resize(_place(cells_BChw, layout, groups_GM), height, width)
     return _place(_resize(cells_BChw, height // layout.rows, width // layout.cols), layout, groups_GM)
 
@@ -95,7 +96,15 @@ def check_positions(groups_GM: Tensor, batch_size: int) -> None:
         )
 
 
-def divides(layout: Layout, height: int, width: int) -> bool:
+def _check_images(images_BCHW: Tensor) -> None:
+    if images_BCHW.ndim != 4 or not images_BCHW.is_floating_point():
+        raise ValueError(
+            f"stitch needs a floating-point batch of shape B C H W, got {images_BCHW.dtype} of shape "
+            f"{tuple(images_BCHW.shape)}: convert and normalise the images first"
+        )
+
+
+def _divides(layout: Layout, height: int, width: int) -> bool:
     return height % layout.rows == 0 and width % layout.cols == 0
 
 

@@ -4,7 +4,6 @@ from torch import nn
 
 from ns_data import WEIGHTINGS, group_softmax, ns_scores, own_scores
 from tests.scoring.test_scorer import IMAGES, LABELS, papers_scores
-from tests.scoring.test_weighting import LABELS as STEP_LABELS
 from tests.scoring.test_weighting import step
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -63,9 +62,10 @@ def test_no_gradient_flows_into_soft_targets():
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_weightings_take_one_hot_targets(name):
-    expected = WEIGHTINGS[name].weigh(step(stats=step().stats))
-    classes = 4 if name == "inverse_frequency" else 3
-    found = WEIGHTINGS[name].weigh(step(labels_B=one_hot(STEP_LABELS, classes)))
+    labels = torch.tensor([0, 0, 3, 1, 0, 1, 3, 0])
+    logits = torch.randn(8, 4, generator=GENERATOR)
+    expected = WEIGHTINGS[name].weigh(step(labels_B=labels, logits_BK=logits))
+    found = WEIGHTINGS[name].weigh(step(labels_B=one_hot(labels, 4), logits_BK=logits))
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b)
 

@@ -42,7 +42,9 @@ def test_joins_as_a_loop_over_tokens_does(fit, start, separator, length):
 def test_special_tokens_that_the_texts_bring_are_taken_out_first():
     tokens = torch.tensor([[101, 5, 6, 102, 0], [101, 7, 102, 0, 0]])
     join = JoinTokens(start=(101,), separator=(102,))
-    joined = join({"input_ids": tokens, "token_type_ids": torch.ones(2, 5), "attention_mask": tokens > 0}, torch.tensor([[0, 1]]))
+    joined = join(
+        {"input_ids": tokens, "token_type_ids": torch.ones(2, 5), "attention_mask": tokens > 0}, torch.tensor([[0, 1]])
+    )
     assert joined["input_ids"].tolist() == [[101, 5, 102, 7, 102]]
     assert joined["token_type_ids"].tolist() == [[0] * 5]
     assert joined["attention_mask"].tolist() == [[1] * 5]
