@@ -100,9 +100,11 @@ def evaluate(model: nn.Module, data: dict[str, Tensor]) -> tuple[float, float]:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation, ties at their mean rank."""
+    """Rank correlation, ties at their mean rank; NaN if one is constant."""
     from scipy.stats import spearmanr
 
+    if a.min() == a.max() or b.min() == b.max():
+        return float("nan")
     return float(spearmanr(a.cpu().numpy(), b.cpu().numpy()).statistic)
 
 

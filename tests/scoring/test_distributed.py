@@ -15,7 +15,7 @@ from ns_data import NSScorer, ScoreLedger, ns_scores
 
 def in_two_processes(check, tmp_path):
     """Run ``check(rank)`` in two processes that know each other; an error or a hang in one fails."""
-    mp.start_processes(_process, args=(check, str(tmp_path / "rendezvous")), nprocs=2, start_method="fork")
+    mp.start_processes(_process, args=(check, str(tmp_path / "rendezvous")), nprocs=2, start_method="spawn")
 
 
 def _process(rank, check, rendezvous):
