@@ -58,6 +58,8 @@ def create_model(
         model = construct(MODELS, name, "model", {"num_classes": num_classes, **options})
     else:
         model = _torchvision_model(name, num_classes, options)
+    if weights is None and weights_key is not None:
+        raise ValueError(f"weights_key={weights_key!r} has no effect without weights, the file that holds it")
     if weights is not None:
         named = torchvision_weights(name, str(weights)) if name not in MODELS else None
         state, source = named or read_weights(weights, weights_key)

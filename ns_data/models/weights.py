@@ -5,7 +5,6 @@ Everything of the file's network must fit. Only the head may differ, if the clas
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ class WeightsReport(NamedTuple):
     source: str
     loaded: list[str]
     replaced: list[str]  # in the file for another number of classes: freshly initialised
-    missing: list[str]  # the network's head or buffers, not in the file: as the network was initialised
+    missing: list[str]  # the network's head or counters, not in the file: as the network was initialised
     unused: list[str]  # in the file, not in the network
 
     def __str__(self) -> str:
@@ -80,7 +79,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], num_classes: int
     """Load ``state`` into ``model``, all but a head for another number of classes, and say what became of each tensor.
 
     Linear layers saved as 1x1 convolutions fit. A tensor may differ only in its first size, the number of classes.
-    A parameter may be missing only in the network's last layer, its head, and a buffer anywhere.
+    Only the network's last layer, its head, may be missing, and buffers of integers, which are counters and indices.
 
     Raises:
         ValueError: naming the first tensor that does not fit. The model is then unchanged.
@@ -106,10 +105,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], num_classes: int
                 f"and {tuple(own[name].shape)} in the network{way_out}"
             )
     missing = [name for name in own if name not in state]
-    parameters, head = dict(model.named_parameters()), _head_prefix(model)
-    absent = [name for name in missing if name in parameters and not name.startswith(head)]
+    head = _head_prefix(model)
+    absent = [name for name in missing if own[name].is_floating_point() and not name.startswith(head)]
     if absent:
-        raise ValueError(f"{source} lacks {len(absent)} parameters of {type(model).__name__}: {_few(absent)}{way_out}")
+        raise ValueError(f"{source} lacks {len(absent)} tensors of {type(model).__name__}: {_few(absent)}{way_out}")
     model.load_state_dict(fitting, strict=False)
     return WeightsReport(source, list(fitting), replaced, missing, [name for name in state if name not in own])
 
@@ -129,8 +128,8 @@ def torchvision_weights(name: str, weights: str) -> tuple[dict[str, Tensor], str
         state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"torchvision's weights {chosen} could not be had ({error}): download {chosen.url} on another machine and give "
-            "the file"
+            f"torchvision's weights {chosen} could not be had ({_first_line(error)}): download {chosen.url} on another machine "
+            "and give the file"
         ) from None
     return {_plain_name(key): tensor for key, tensor in state.items()}, str(chosen)
 
@@ -138,15 +137,14 @@ def torchvision_weights(name: str, weights: str) -> tuple[dict[str, Tensor], str
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"objects of {found[1]}" if found else "more than tensors, or is no checkpoint"
-        raise ValueError(
-            f"{path} holds {what}, which may run code when it is loaded: if you trust it, save its tensors alone once, with "
-            "torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pt')"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint ({error}): is it complete?") from None
+    except Exception as error:  # torch raises errors of any type for bytes that are no checkpoint
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            raise ValueError(
+                f"{path} holds {foreign[1]}, which may run code when it is loaded: if you trust the file, save its tensors "
+                "alone once, with torch.save(torch.load(FILE, weights_only=False)['model'], 'weights.pt')"
+            ) from None
+        raise ValueError(f"{path} cannot be read as a checkpoint ({_first_line(error)}): is it complete?") from None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -158,7 +156,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as a safetensors file ({error}): is it complete?") from None
+        raise ValueError(f"{path} cannot be read as a safetensors file ({_first_line(error)}): is it complete?") from None
     return tensors
 
 
@@ -183,3 +181,7 @@ def _head_prefix(model: nn.Module) -> str:
 def _few(names: Any) -> str:
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
