@@ -1,6 +1,7 @@
 """Every network: parameter counts, cost and initialisation of the reference, and what any training loop relies on."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +81,14 @@ def test_imagenet_networks_have_the_reference_counts(name):
 @pytest.mark.parametrize(("num_classes", "parameters"), [(2, 360_902), (4, 361_504)])
 def test_textcnn_has_the_reference_count(num_classes, parameters):
     assert count(on_meta("textcnn", num_classes, vocab_size=1000)) == parameters + 300 * 1000
+
+
+def test_the_documentation_has_every_network_with_its_counts():
+    text = (Path(__file__).parent.parent.parent / "docs" / "models.md").read_text()
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    for name in [*(MODELS.keys() - {"textcnn"}), *IMAGENET]:
+        counts = IMAGENET[name].values() if name in IMAGENET else [count(on_meta(name, 10)), count(on_meta(name, 100))]
+        assert all(f" {number:,} " in rows[name] for number in counts), name
 
 
 def deviation(weight, std):
