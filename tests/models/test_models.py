@@ -198,6 +198,25 @@ def test_wide_blocks_drop_between_their_convolutions_in_training_only():
     assert torch.equal(block(x), block(x))
 
 
+def test_wide_blocks_take_their_shortcut_after_the_shared_normalisation():
+    first, second = seeded("wrn28_10_cifar", depth=16, widen=1).eval().blocks[2:4]
+    with torch.no_grad():
+        first.bn1.bias.fill_(-0.1)
+        second.bn1.bias.fill_(-0.1)
+    x = inputs("wrn28_10_cifar").repeat(1, 6, 1, 1)[:, :16]
+    active = nn.functional.relu(first.bn1(x))
+    y = first.conv2(nn.functional.relu(first.bn2(first.conv1(active)))) + first.shortcut(active)
+    torch.testing.assert_close(first(x), y)
+    branch = second.conv2(nn.functional.relu(second.bn2(second.conv1(nn.functional.relu(second.bn1(y))))))
+    torch.testing.assert_close(second(y), branch + y)
+
+
+def test_alexnet_has_the_geometry_of_its_family():
+    layers = [layer for layer in on_meta("alexnet_cifar", 10).features if isinstance(layer, nn.Conv2d)]
+    geometry = [(layer.kernel_size[0], layer.stride[0], layer.padding[0]) for layer in layers]
+    assert geometry == [(11, 4, 5), (5, 1, 2), (3, 1, 1), (3, 1, 1), (3, 1, 1)]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

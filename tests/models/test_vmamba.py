@@ -169,7 +169,7 @@ def test_four_directions_read_rows_and_columns_both_ways():
     assert torch.equal(vmamba.cross_merge(u_KBLD, 2, 3), 4 * image)
 
 
-def test_the_scan_runs_in_float32_under_autocast(monkeypatch):
+def test_the_scan_runs_in_float32_under_every_precision(monkeypatch):
     seen = []
 
     def spy(a, b):
@@ -185,4 +185,10 @@ def test_the_scan_runs_in_float32_under_autocast(monkeypatch):
         half = model(images)
     half.float().sum().backward()
     assert seen == [torch.float32] * 4
-    torch.testing.assert_close(half.float(), model(images), atol=0.02, rtol=0.05)
+    whole = model(images)
+    torch.testing.assert_close(half.float(), whole, atol=0.02, rtol=0.05)
+    seen.clear()
+    half = model.bfloat16()(images.bfloat16())
+    assert seen == [torch.float32] * 4
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), whole, atol=0.02, rtol=0.05)

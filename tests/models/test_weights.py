@@ -202,7 +202,8 @@ def test_a_file_that_fits_nothing_or_not_all_is_refused_and_leaves_no_trace(tmp_
         seeded(weights=save(tmp_path, {key: value for key, value in source.items() if "running_mean" not in key}))
 
 
-def test_a_body_as_wide_as_the_classes_is_not_taken_for_a_head(tmp_path):
-    """16 classes and 16 channels: a narrower file differs in more than its first sizes."""
-    with pytest.raises(ValueError, match=r"features\.4\.weight"):
+def test_only_the_number_of_classes_may_differ(tmp_path, source):
+    with pytest.raises(ValueError, match=r"'head\.weight' has shape \(7, 40\) in the file and \(5, 64\)"):
+        seeded(weights=save(tmp_path, {**source, "head.weight": torch.zeros(7, 40), "head.bias": torch.zeros(7)}))
+    with pytest.raises(ValueError, match=r"features\.4\.weight"):  # 16 channels beside 16 classes are no head
         seeded(num_classes=16, weights=save(tmp_path, seeded(width=8).state_dict()))
