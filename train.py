@@ -29,7 +29,7 @@ from ns_data.losses import create_loss
 from ns_data.scoring.weighting import Step, Strength, mean_weight
 from ns_data.training.config import Config, help_text, load_config, to_yaml
 from ns_data.training.data import Data, load_data, open_data
-from ns_data.training.distributed import World, start_world
+from ns_data.training.distributed import World, leave_world, start_world
 from ns_data.training.dry_run import describe
 from ns_data.training.evaluate import evaluate
 from ns_data.training.loaders import first_batch, make_batches, make_loaders, parts_of
@@ -90,7 +90,8 @@ class Training:
         torch.manual_seed(config.seed)
         model = create_model(config.model.name, data.stats.num_classes, **config.model.options)
         self.model = model.to(world.device, memory_format=self.memory_format)
-        self.network = world.wrap(torch.compile(self.model) if config.compile else self.model)
+        compiled: Any = torch.compile(self.model) if config.compile else self.model
+        self.network: torch.nn.Module = world.wrap(compiled)
         torch.manual_seed(config.seed + world.rank)
         facts = {"stats": data.stats, "num_samples": len(data.train), "seed": config.seed}
         self.loss = create_loss(config.loss.name, config.loss.options, **facts).to(world.device)
@@ -217,6 +218,7 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
             if stop and epoch + 1 < config.epochs:
                 raise Preemption
 
+    leave_world()
     if world.is_main:
         finish(config, training, batches, run)
 

@@ -78,7 +78,11 @@ def start_world(device: str | None) -> World:
             )
         torch.cuda.set_device(local_rank)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, size)))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # torchrun on one machine keeps its store over restarts: addresses of killed processes must not be found in it.
+            store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     except dist.DistNetworkError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = str(error).splitlines()[0]

@@ -63,7 +63,7 @@ def parts_of(batch: GroupedBatch, count: int) -> list[GroupedBatch]:
         return [batch]
     num_groups, group_size = batch.groups.shape
     cuts = [num_groups * part // count for part in range(count + 1)]
-    parts = []
+    parts: list[GroupedBatch] = []
     for first, last in pairwise(cuts):
         members = batch.groups[first:last].reshape(-1)
         if last == num_groups:
