@@ -142,6 +142,12 @@ def test_invalid_logits_are_wrong_and_counted():
     assert math.isnan(calibration_error(torch.zeros(15, 3)))
 
 
+def test_a_lead_that_the_softmax_rounds_away_still_decides():
+    logits_BK = torch.tensor([[0.0, 1e-9, -90.0]])
+    assert torch.softmax(logits_BK, dim=1)[0, 0] == torch.softmax(logits_BK, dim=1)[0, 1]
+    assert evaluated(logits_BK, torch.tensor([1])).numbers()["accuracy"] == 1
+
+
 def test_half_precision_logits_are_evaluated_in_float32():
     logits_BK, labels_B = random_batch()
     half = logits_BK.bfloat16()
