@@ -97,6 +97,11 @@ def test_calibration_by_hand():
     assert evaluation.numbers()["calibration_error"] == pytest.approx(abs(1 / 2 - 1.95 / 2), abs=1e-6)
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    evaluation = evaluated(torch.zeros(1, 5), torch.tensor([0]))  # 1/5 is 3/15
+    assert evaluation.calibration_N3[:, 0].nonzero().flatten().tolist() == [2]
+
+
 def test_shots_follow_the_training_counts():
     accuracy_K = np.array([0.9, 0.7, 0.5, 0.4, 0.3, 0.1])
     assert shot_accuracies(accuracy_K, [5000, 101, 100, 20, 19, 0]) == pytest.approx(
