@@ -98,8 +98,8 @@ def test_calibration_by_hand():
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
-    evaluation = evaluated(torch.zeros(1, 5), torch.tensor([0]))  # 1/5 is 3/15
-    assert evaluation.calibration_N3[:, 0].nonzero().flatten().tolist() == [2]
+    evaluation = evaluated(torch.zeros(1, 3), torch.tensor([0]))  # 1/3 is 5/15
+    assert evaluation.calibration_N3[:, 0].nonzero().flatten().tolist() == [4]
 
 
 def test_shots_follow_the_training_counts():
