@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+@torch.compiler.disable  # its loop would be unrolled into hundreds of operations a block, and compiled that long
 def linear_scan(a_BLC: Tensor, b_BLC: Tensor) -> Tensor:
     """States h of shape (B, L, C) of h_t = a_t h_(t-1) + b_t with h_0 = b_0. Differentiable once, keeping a and h only.
 

@@ -52,7 +52,8 @@ class Evaluation:
             raise ValueError(f"label {int(wrong)} is out of range for an evaluation of {K} classes")
         labels_B = labels_B.long()
         logits_BK = logits_BK.float()
-        confidence_B, predicted_B = torch.softmax(logits_BK, dim=1).max(dim=1)
+        predicted_B = logits_BK.argmax(dim=1)
+        confidence_B = torch.softmax(logits_BK, dim=1).amax(dim=1)
         valid_B = confidence_B.isfinite()
         correct_B = valid_B & (predicted_B == labels_B)
         ones_B = torch.ones_like(labels_B)
@@ -83,8 +84,9 @@ class Evaluation:
         """All numbers by name.
 
         ``samples``, ``invalid``, ``accuracy``, ``top5_accuracy`` if there are more than five classes, ``balanced_accuracy``,
-        ``test_loss`` (mean cross-entropy) and ``calibration_error``, the last two NaN without valid samples, and ``many_shot``, ``medium_shot``, ``few_shot`` with ``training_counts``, the number of
-        training samples of each class (K,); a kind of which no class was evaluated has no entry.
+        ``test_loss`` (mean cross-entropy) and ``calibration_error``, both NaN without valid samples; and with
+        ``training_counts``, the number of training samples of each class (K,), ``many_shot``, ``medium_shot`` and
+        ``few_shot``, of which one without evaluated classes has no entry.
 
         Raises ``ValueError`` if nothing was counted.
         """

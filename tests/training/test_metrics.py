@@ -97,6 +97,11 @@ def test_calibration_by_hand():
     assert evaluation.numbers()["calibration_error"] == pytest.approx(abs(1 / 2 - 1.95 / 2), abs=1e-6)
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
+    evaluation = evaluated(torch.zeros(1, 3), torch.tensor([0]))  # 1/3 is 5/15
+    assert evaluation.calibration_N3[:, 0].nonzero().flatten().tolist() == [4]
+
+
 def test_shots_follow_the_training_counts():
     accuracy_K = np.array([0.9, 0.7, 0.5, 0.4, 0.3, 0.1])
     assert shot_accuracies(accuracy_K, [5000, 101, 100, 20, 19, 0]) == pytest.approx(
@@ -140,6 +145,12 @@ def test_invalid_logits_are_wrong_and_counted():
     logits_BK[15, labels_B[15] - 1] = -math.inf  # a class ruled out is no fault
     assert evaluated(logits_BK, labels_B).numbers()["invalid"] == 15
     assert math.isnan(calibration_error(torch.zeros(15, 3)))
+
+
+def test_a_lead_that_the_softmax_rounds_away_still_decides():
+    logits_BK = torch.tensor([[0.0, 1e-9, -90.0]])
+    assert torch.softmax(logits_BK, dim=1)[0, 0] == torch.softmax(logits_BK, dim=1)[0, 1]
+    assert evaluated(logits_BK, torch.tensor([1])).numbers()["accuracy"] == 1
 
 
 def test_half_precision_logits_are_evaluated_in_float32():
