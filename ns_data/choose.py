@@ -24,9 +24,12 @@ def choose(options: Mapping[str, T], name: str, what: str) -> T:
 
 
 def construct(options: Mapping[str, Callable[..., T]], name: str, what: str, arguments: Mapping[str, Any]) -> T:
-    """Call ``options[name](**arguments)``; an argument that it does not take is refused by name."""
+    """Call ``options[name](**arguments)``; an argument that it does not take, or lacks, is refused by name."""
     build = choose(options, name, what)
     parameters = inspect.signature(build).parameters.values()
+    for p in parameters:
+        if p.default is p.empty and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in arguments:
+            raise ValueError(f"{what} {name!r} needs the option {p.name!r}")
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         for argument in arguments:

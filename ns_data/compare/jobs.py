@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from ns_data.compare.results import LEFT_BY_A_KILLED_START, unfinished
 
 POLL_SECONDS = 0.05
 DRAW_SECONDS = 0.5
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0  # to finish a step and write a checkpoint
 
 
 def train_script() -> Path:
@@ -36,9 +35,14 @@ def train_script() -> Path:
 class Process(Protocol):
     """A started run."""
 
-    def poll(self) -> int | None: ...
+    def poll(self) -> int | None:
+        """Its exit code, or ``None`` while it goes on."""
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
 
 
 class Launcher(NamedTuple):
@@ -98,13 +102,11 @@ class _Local:
         return self._process.poll()
 
     def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._process.terminate()  # train.py then saves a checkpoint first
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
 def ray_launcher(comparison: Comparison, lock: int) -> Launcher:
@@ -143,13 +145,17 @@ class _RayTask:
             return None
         try:
             return int(self._ray.get(self._reference))
+        except self._ray.exceptions.TaskCancelledError:
+            return 1
         except self._ray.exceptions.RayError as error:
             print(f"Ray: {str(error).splitlines()[0]}", file=sys.stderr)
             return 1
 
     def stop(self) -> None:
         self._ray.cancel(self._reference)  # interrupts the task, which ends its process
-        self._ray.wait([self._reference], timeout=STOP_SECONDS)
+
+    def kill(self) -> None:
+        self._ray.cancel(self._reference, force=True)
 
 
 LAUNCHERS: dict[str, Callable[[Comparison, int], Launcher]] = {"local": local_launcher, "ray": ray_launcher}
@@ -186,10 +192,21 @@ def execute(runs: list[Run], launcher: Launcher, board: Board) -> list[Run]:
                 board.finished(job, why)
             board.draw(running)
     finally:
-        for job in running:
-            job.process.stop()
+        stop(running)
         board.clear()
     return failed
+
+
+def stop(running: list[Job]) -> None:
+    """Ask all to end, wait for them together, and end those that do not."""
+    for job in running:
+        job.process.stop()
+    deadline = time.perf_counter() + STOP_SECONDS
+    while time.perf_counter() < deadline and any(job.process.poll() is None for job in running):
+        time.sleep(POLL_SECONDS)
+    for job in running:
+        if job.process.poll() is None:
+            job.process.kill()
 
 
 def last_line(log: Path) -> str:

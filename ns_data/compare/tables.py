@@ -14,11 +14,9 @@ import numpy as np
 
 from ns_data.compare.results import Results
 from ns_data.compare.statistics import MeanStd, compare_paired, holm, mean_std
+from ns_data.training.metrics import FEW_SHOT, MANY_SHOT
 
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
-
-# Class sizes of "many" and "few", after "Large-Scale Long-Tailed Recognition in an Open World", Liu et al., 2019.
-MANY, FEW = 100, 20
 
 
 class Table(NamedTuple):
@@ -128,9 +126,9 @@ def groups_of_classes(counts: list[int]) -> dict[str, list[int]]:
     """Class ids of the many, medium and few-shot classes; empty groups are left out."""
     sizes = np.asarray(counts)
     masks = {
-        f"many (over {MANY})": sizes > MANY,
-        f"medium ({FEW} to {MANY})": (sizes >= FEW) & (sizes <= MANY),
-        f"few (under {FEW})": sizes < FEW,
+        f"many (over {MANY_SHOT})": sizes > MANY_SHOT,
+        f"medium ({FEW_SHOT} to {MANY_SHOT})": (sizes >= FEW_SHOT) & (sizes <= MANY_SHOT),
+        f"few (under {FEW_SHOT})": sizes < FEW_SHOT,
     }
     return {name: np.flatnonzero(mask).tolist() for name, mask in masks.items() if mask.any()}
 

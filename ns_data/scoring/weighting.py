@@ -27,6 +27,7 @@ from torch import Tensor
 from ns_data.layout import Layout
 from ns_data.scoring.scorer import scatter_scores
 from ns_data.scoring.stitch import check_groups
+from ns_data.scoring.targets import check_targets, target_logits
 from ns_data.stats import ClassStats
 
 
@@ -68,10 +69,14 @@ def mean_weight(sigma: float, rho: float, group_size: int) -> float:
 
 
 def own_scores(logits_BK: Tensor, labels_B: Tensor, *, layout: Layout | str = "2x2", groups_GM: Tensor | None = None) -> Tensor:
-    """Scores without composites, shape (B,): group softmax of each image's own log-probability, from its training logits."""
+    """Scores without composites, shape (B,): group softmax of each image's own log-probability, from its training logits.
+
+    ``labels_B`` may be soft, of shape (B, K).
+    """
     group_size = Layout.parse(layout).group_size
+    check_targets(labels_B, logits_BK.shape[0], look=labels_B.device.type == "cpu")
     groups_GM = check_groups(groups_GM, logits_BK, group_size)
-    log_probability_B = torch.log_softmax(logits_BK.detach().float(), dim=1).gather(1, labels_B[:, None])[:, 0]
+    log_probability_B = target_logits(torch.log_softmax(logits_BK.detach().float(), dim=1), labels_B[:, None])[:, 0]
     scores_GM = torch.softmax(log_probability_B[groups_GM], dim=1)
     invalid_G = ~torch.isfinite(scores_GM).all(dim=1, keepdim=True)
     return scatter_scores(scores_GM.masked_fill(invalid_G, 1 / group_size), groups_GM, logits_BK.shape[0])
@@ -112,7 +117,7 @@ class Step(NamedTuple):
 
     scores_B: Tensor | None  # of the composites, if the weighting asked for them
     logits_BK: Tensor  # of the training pass
-    labels_B: Tensor
+    labels_B: Tensor  # class ids (B,) or distributions (B, K)
     groups_GM: Tensor
     layout: Layout
     sigma: float
@@ -151,18 +156,21 @@ def _constant(step: Step) -> tuple[Tensor, Tensor]:
 
 
 def _inverse_frequency(step: Step) -> tuple[Tensor, Tensor]:
-    counts = torch.as_tensor(step.stats.counts, device=step.labels_B.device)[step.labels_B]
+    counts_K = torch.as_tensor(step.stats.counts, device=step.labels_B.device).float()
     present = step.stats.num_classes - step.stats.empty_classes.size
     mean = mean_weight(step.sigma, step.rho, step.layout.group_size)
-    return mean * step.stats.total / (present * counts.float()), _neutral(step)
+    weights_K = mean * step.stats.total / (present * counts_K)
+    if step.labels_B.ndim == 1:
+        return weights_K[step.labels_B], _neutral(step)
+    return step.labels_B.float() @ weights_K.masked_fill(counts_K == 0, 0), _neutral(step)  # soft: by share of a class
 
 
 def _none(step: Step) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(step.labels_B, dtype=torch.float32), _neutral(step)
+    return torch.ones_like(_neutral(step)), _neutral(step)
 
 
 def _neutral(step: Step) -> Tensor:
-    return torch.full_like(step.labels_B, 1 / step.layout.group_size, dtype=torch.float32)
+    return torch.full((step.labels_B.shape[0],), 1 / step.layout.group_size, device=step.labels_B.device)
 
 
 WEIGHTINGS: dict[str, Weighting] = {

@@ -54,6 +54,9 @@ class NSConfig:
     grouping: str = setting("random", "who competes: random, class_mixed, same_class, head_tail")
     surplus: str = setting("relax", "what a grouping cannot place: relax or drop")
     batch_norm: str = setting("batch", "BatchNorm in the scoring pass: batch, running, paper")
+    every: int = setting(1, "score every so many steps; between, members compete with their last scores")
+    scale: float = setting(1.0, "side of the composites beside the images', for networks that take any size")
+    placements: int = setting(1, "average the scores of so many placements of a group in its picture")
 
 
 @dataclass
@@ -100,9 +103,13 @@ class Config:
     drop_last: bool = setting(False, "leave out a short last batch")
     eval_batch_size: int = setting(256, "samples of an evaluation step")
     device: str | None = setting(None, "cuda, mps or cpu; by default the first of them that is there")
-    amp: str | None = setting(None, "bf16 for automatic mixed precision, or null")
+    amp: str | None = setting(None, "bf16 or fp16 for automatic mixed precision, or null")
     channels_last: bool = setting(False, "channels-last memory format")
+    compile: bool = setting(False, "compile the network with torch.compile")
+    accumulate: int = setting(1, "parts that a step's batch is cut into, each of whole groups, to save memory")
+    clip_grad: float | None = setting(None, "largest norm of the gradient")
     checkpoint_every: int | None = setting(None, "also save a checkpoint every so many steps; null: after every epoch")
+    keep_every: int | None = setting(None, "keep the checkpoint of every so many epochs as epoch-N.pt; null: the last only")
     fresh: bool = setting(False, "start anew, removing what is in the run folder")
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": ""})
     ns: NSConfig = field(default_factory=NSConfig, metadata={"help": ""})

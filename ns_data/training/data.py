@@ -21,6 +21,7 @@ from ns_data.shards.index import DATASET_FILE
 from ns_data.shards.sources import prepare
 from ns_data.stats import ClassStats, as_labels
 from ns_data.training.config import DataConfig
+from ns_data.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,13 @@ def load_data(config: DataConfig, seed: int) -> Data:
 def _splits(config: DataConfig) -> tuple[str, str]:
     """Where training and test samples come from: both from the training split if a part of it is held out."""
     return config.train_split, config.train_split if config.holdout else config.test_split
+
+
+def open_data(config: DataConfig, seed: int, world: World) -> Data:
+    """``load_data`` in every process of a run: the main one prepares a source on first use, the others wait for it."""
+    data = load_data(config, seed) if world.is_main else None
+    world.wait()
+    return data or load_data(config, seed)
 
 
 def _import(name: str) -> Any:

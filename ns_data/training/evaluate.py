@@ -10,29 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ns_data.stats import ClassStats
+from ns_data.training.metrics import Evaluation, per_class_accuracy
+
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: DataLoader[Any], to_input: Callable[[Tensor], Tensor], num_classes: int
+    model: nn.Module, loader: DataLoader[Any], to_input: Callable[[Tensor], Tensor], stats: ClassStats
 ) -> dict[str, Any]:
-    """Accuracy, balanced accuracy (mean recall of the classes that occur), mean cross-entropy, recall of each class.
+    """The numbers of ``Evaluation``, with the training counts of ``stats``, and ``recall``, the accuracy of each class.
 
-    ``to_input`` moves and normalises a batch of images. Shares are in [0, 1]; the recall of an absent class is ``None``.
+    ``to_input`` moves and normalises a batch of images. Each process has a loader of its own share of the samples; the
+    numbers are those of all. The recall of a class without samples is ``None``.
     """
     training = model.training
     model.eval()
-    confusion = np.zeros((num_classes, num_classes), np.int64)  # true, predicted
-    loss = 0.0
+    counts = Evaluation(stats.num_classes, next(model.parameters()).device)
     for images, labels, _ in loader:
-        logits = model(to_input(images)).float().cpu()
-        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        np.add.at(confusion, (labels.numpy(), logits.argmax(1).numpy()), 1)
+        logits = model(to_input(images))
+        counts.update(logits, labels.to(logits.device))
     model.train(training)
-    counts, hits = confusion.sum(1), confusion.diagonal()
-    recall = np.divide(hits, counts, out=np.full(num_classes, np.nan), where=counts > 0)
-    return {
-        "accuracy": float(hits.sum() / counts.sum()),
-        "balanced_accuracy": float(np.nanmean(recall)),
-        "test_loss": loss / int(counts.sum()),
-        "recall": [None if np.isnan(r) else round(float(r), 6) for r in recall],
-    }
+    counts = counts.summed_over_ranks()
+    numbers = counts.numbers(stats.counts)
+    numbers |= {"test_samples": numbers.pop("samples"), "invalid_predictions": numbers.pop("invalid")}
+    recall = per_class_accuracy(counts.confusion_KP)
+    return {**numbers, "recall": [None if np.isnan(share) else round(float(share), 6) for share in recall]}

@@ -1,75 +1,47 @@
-"""Progress: sums over the steps of an epoch, clocks, and one line an epoch for people."""
+"""Progress: the clock of an epoch, and what people read of a run."""
 
 from __future__ import annotations
 
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ns_data.training.config import Config
 
 
-class EpochSums:
-    """Sums over the steps of an epoch, kept on the device, so that a step never waits for it."""
+class EpochClock:
+    """Seconds of an epoch's steps and of waiting for data in between."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.values: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._waited = 0.0
 
-    def add(self, **sums: Tensor) -> None:
-        """Add scalars; they are summed in float64."""
-        for name, value in sums.items():
-            self.values[name] = self.values.get(name, 0.0) + value.detach().to(self.device, torch.float64)
+    def waiting(self, loader: Iterable[Any]) -> Iterator[Any]:
+        """The batches of ``loader``, the time until each of them counted as waiting."""
+        batches = iter(loader)
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
-    def mean(self, name: str) -> float:
-        """The sum of ``name`` over the sum of ``samples``."""
-        return float(self.values[name] / self.values["samples"])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: value.cpu() for name, value in self.values.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.values = {name: value.to(self.device) for name, value in state.items()}
-
-
-class Stopwatch:
-    """Seconds spent in a part of the step: by events on a GPU, which it does not hold up, by the clock elsewhere."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._events: list[Any] | None = [] if device.type == "cuda" else None
-        self._seconds = 0.0
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        if self._events is None:
-            start = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - start
-        else:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._events.append((begin, end))
-
-    def read(self) -> float:
-        """Seconds since the last reading."""
-        if self._events:
-            torch.cuda.synchronize()
-            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
-            self._events.clear()
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+    def read(self, samples: float) -> dict[str, float]:
+        """Seconds, samples a second, and the most GPU memory in use."""
+        seconds = time.perf_counter() - self._began
+        numbers = {"train_seconds": seconds, "waiting_seconds": self._waited, "samples_per_second": samples / seconds}
+        if torch.cuda.is_available():
+            numbers["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        return numbers
 
 
-# Counts that are shown only when there is something to report.
-_COUNTS = ("relaxed", "ungrouped", "dropped", "invalid_groups", "lone_composites", "skipped")
+# Counts of an epoch that are shown only when there is something to report.
+_COUNTS = ("relaxed", "ungrouped", "dropped", "invalid_groups", "lone_composites", "skipped", "unscored", "invalid_predictions")
 
 
 def epoch_line(line: dict[str, Any], num_epochs: int) -> str:
@@ -79,7 +51,7 @@ def epoch_line(line: dict[str, Any], num_epochs: int) -> str:
     return (
         f"epoch {line['epoch'] + 1:>{width}}/{num_epochs}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.2%}  "
         f"balanced {line['balanced_accuracy']:.2%}  mean weight {line['mean_weight']:.3f}  "
-        f"scoring {line['scoring_seconds'] / max(line['train_seconds'], 1e-9):.0%}{counts}"
+        f"scoring {line['scoring_seconds'] / line['train_seconds']:.0%}{counts}"
     )
 
 
@@ -110,10 +82,3 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"  run folder         {summary['run_dir']}\n"
         f"  plots              {summary['run_dir']}/plots"
     )
-
-
-def default_device() -> str:
-    """cuda, mps or cpu: the first that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -21,6 +21,7 @@ import torch
 
 import ns_data
 from ns_data.training.config import Config, load_config, to_yaml
+from ns_data.training.distributed import World
 
 # Settings that may change between two starts of the same run.
 _FREE = ("fresh", "device", "data.workers", "data.root", "run_dir", "name", "checkpoint_every", "eval_batch_size")
@@ -83,12 +84,16 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
+    def save_checkpoint(self, state: dict[str, Any], keep_as: str | None = None) -> None:
+        """Write last.pt, and a copy under the name ``keep_as``."""
         partial = self.path / "last.pt.partial"
         torch.save(state, partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(self.path / "last.pt")
+        if keep_as is not None:
+            shutil.copyfile(self.path / "last.pt", self.path / (keep_as + ".partial"))
+            (self.path / (keep_as + ".partial")).replace(self.path / keep_as)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The last checkpoint on the CPU, or ``None``. Tensors and plain values only: nothing in the file is executed."""
@@ -130,15 +135,18 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def rng_state() -> dict[str, torch.Tensor]:
-    """States of torch's generators, which dropout and the like draw from."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+def rng_state(world: World) -> dict[str, list[torch.Tensor]]:
+    """States of torch's generators, which dropout and the like draw from, of every process by rank."""
+    states = {"cpu": world.gather(torch.get_rng_state())}
+    if world.device.type == "cuda":
+        states["cuda"] = world.gather(torch.cuda.get_rng_state(world.device))
     return states
 
 
-def set_rng_state(states: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def set_rng_state(states: dict[str, list[torch.Tensor]], world: World) -> None:
+    """Go on with this process's generators; with another number of processes they go on as freshly seeded."""
+    if len(states["cpu"]) != world.size:
+        return
+    torch.set_rng_state(states["cpu"][world.rank])
+    if "cuda" in states and world.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"][world.rank], world.device)

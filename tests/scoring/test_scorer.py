@@ -168,10 +168,12 @@ def test_nan_logits_are_neutral_and_counted(net):
             return logits
 
     scorer = NSScorer(Poisoned())
-    scores = scorer(IMAGES, LABELS)
-    assert (scores[4:12] == 0.25).all()
-    assert scores.isfinite().all()
-    assert scorer.report() == {"invalid_groups": 2, "ungrouped": 0, "lone_composites": 0}
+    for _ in range(2):
+        scores = scorer(IMAGES, LABELS)
+        assert (scores[4:12] == 0.25).all()
+        assert scores.isfinite().all()
+    with pytest.warns(UserWarning, match="4 groups had logits that are not finite, first in step 0, group 1: neutral scores$"):
+        assert scorer.report() == {"invalid_groups": 4, "ungrouped": 0, "lone_composites": 0}
     assert scorer.report()["invalid_groups"] == 0
 
 
@@ -248,6 +250,9 @@ def test_own_scores_are_the_group_softmax_of_each_images_log_probability():
         (LABELS[:8], {}, "labels must be 16 class ids"),
         (LABELS, {"batch_norm": "eval"}, "batch_norm must be one of batch, running, paper, got 'eval'"),
         (LABELS, {"layout": "1x2", "groups_GM": torch.zeros(2, 4, dtype=torch.long)}, "need the same layout"),
+        (LABELS, {"groups_GM": torch.tensor([[0, 1, 2, 16]])}, "group index 16 is out of range for a batch of 16"),
+        (LABELS, {"groups_GM": torch.tensor([[0, -1, 2, 3]])}, "group index -1 is out of range"),
+        (LABELS, {"groups_GM": torch.tensor([[0, 1, 2, 3], [4, 5, 6, 2]])}, "position 2 of the batch is 2 times in the groups"),
     ],
 )
 def test_bad_input_is_refused(net, labels, options, message):

@@ -1,0 +1,125 @@
+"""Notes: what a run writes down of its steps: sums over an epoch, the score ledger, time spent on scoring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ns_data.collate import GroupedBatch
+from ns_data.scoring.ledger import ScoreLedger
+from ns_data.scoring.scorer import NSScorer
+from ns_data.training.config import Config
+from ns_data.training.distributed import World
+
+
+class Notes:
+    """Entered in every step; read at the end of an epoch, by all processes together."""
+
+    def __init__(self, config: Config, ledger: ScoreLedger, scorer: NSScorer, world: World) -> None:
+        self.config, self.ledger, self.scorer, self.world = config, ledger, scorer, world
+        self.sums, self.scoring_time = EpochSums(world), Stopwatch(world.device)
+        self.first_bad_step = torch.tensor(torch.inf, device=world.device)
+
+    def enter(self, batch: GroupedBatch, weights: Tensor, scores: Tensor, losses: Tensor, epoch: int, number: int) -> None:
+        """The outcome of one batch, all of shape (B,). Nothing here waits for the device."""
+        if self.scorer.ledger is None and batch.ids is not None:  # else the scorer enters what it scored
+            self.ledger.update(batch.ids, scores, batch.labels, epoch, losses=losses)
+        labels_GM = batch.labels[batch.groups].sort(dim=1).values
+        ties = (labels_GM[:, 1:] == labels_GM[:, :-1]).any(dim=1).sum()
+        sums = {"loss": losses.sum(), "weight": weights.sum(), "tied_groups": ties, "skipped": batch.skipped}
+        self.sums.add(samples=torch.ones_like(losses).sum(), **sums)
+        step = torch.where(torch.isfinite(losses).all(), torch.inf, number + 1)
+        self.first_bad_step = torch.minimum(self.first_bad_step, step)
+
+    def numbers(self) -> dict[str, Any]:
+        """Means and counts of the epoch over all processes; the next one starts from zero."""
+        self._check_finite()
+        self._count_scorer()
+        totals = self.sums.totals()
+        self.sums = EpochSums(self.world)
+        samples = totals.pop("samples")
+        means = {"loss": totals.pop("loss") / samples, "mean_weight": totals.pop("weight") / samples}
+        counts = {name: round(count) for name, count in totals.items()}
+        return {**means, **counts, "scoring_seconds": self.scoring_time.read()}
+
+    def _check_finite(self) -> None:
+        step = min(float(step) for step in self.world.gather(self.first_bad_step))
+        if step < torch.inf:
+            raise ValueError(
+                f"the loss was not a finite number in step {step:.0f} of the epoch: lower optimizer.lr (now "
+                f"{self.config.optimizer.lr:g}) or set clip_grad; {self.config.run_dir}/last.pt, if there, is from before"
+            )
+
+    def _count_scorer(self) -> None:
+        self.sums.add(**{name: torch.tensor(float(count)) for name, count in self.scorer.report().items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        self._check_finite()
+        self._count_scorer()
+        self.ledger.merge()
+        return {"ledger": self.ledger.state_dict(), "sums": self.sums.totals()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ledger.load_state_dict(state["ledger"])
+        self.sums.load_totals(state["sums"])
+
+
+class EpochSums:
+    """Sums over the steps of an epoch, kept on the device, so that a step never waits for it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.dtype = torch.float32 if world.device.type == "mps" else torch.float64  # mps has no float64
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, **sums: Tensor) -> None:
+        """Add scalars of this process."""
+        for name, value in sums.items():
+            self.values[name] = self.values.get(name, 0.0) + value.detach().to(self.world.device, self.dtype)
+
+    def totals(self) -> dict[str, float]:
+        """The sums over all processes, all of which must call this."""
+        names = sorted(self.values)
+        return dict(zip(names, self.world.sum(torch.stack([self.values[name] for name in names])).tolist(), strict=True))
+
+    def load_totals(self, totals: dict[str, float]) -> None:
+        """Go on from saved totals, which the main process takes over."""
+        share = 1.0 if self.world.is_main else 0.0
+        self.values = {
+            name: torch.tensor(share * total, dtype=self.dtype, device=self.world.device) for name, total in totals.items()
+        }
+
+
+class Stopwatch:
+    """Seconds spent in a part of the step: by events on a GPU, which it does not hold up, by the clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events: list[Any] | None = [] if device.type == "cuda" else None
+        self._seconds = 0.0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self._events is None:
+            start = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - start
+        else:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        if self._events:
+            torch.cuda.synchronize()
+            self._seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+            self._events.clear()
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds

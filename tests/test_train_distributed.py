@@ -1,0 +1,132 @@
+"""train.py under torchrun: several gloo processes, killed and pre-empted, against one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from ns_data.training.preempt import EXIT_STATUS
+
+ROOT = Path(__file__).parent.parent
+# A network without BatchNorm, which falls apart into samples; 36 divides by 1, 2 and 3 processes of whole groups.
+WORDS = ["epochs=2", "batch_size=48", "model.options={width: 8, batch_norm: false}", "optimizer.lr=0.02"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(folder, size, *words, restarts=0):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+    command = [*torchrun, f"--max-restarts={restarts}", str(ROOT / "train.py"), *WORDS, *words]
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(folder, size, *words):
+    process = start(folder, size, *words)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def start_alone(folder, *words):
+    command = [sys.executable, str(ROOT / "train.py"), *WORDS, *words]
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(folder, process):
+    while not (folder / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    assert process.poll() is None
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_numbers(one, other):
+    """Loss to 1e-5, counts exactly, scores and test results up to the order of additions."""
+    for a, b in zip(lines(one), lines(other), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["mean_weight"] == pytest.approx(b["mean_weight"], abs=1e-6)
+        assert a["test_loss"] == pytest.approx(b["test_loss"], abs=1e-4)
+        for name in ("samples", "groups", "ungrouped", "relaxed", "dropped", "tied_groups", "skipped"):
+            assert a[name] == b[name], name
+    with np.load(one / "scores.npz") as a, np.load(other / "scores.npz") as b:
+        np.testing.assert_array_equal(a["count"], b["count"])
+        np.testing.assert_allclose(a["last"], b["last"], atol=1e-3)
+
+
+def same_bits(one, other):
+    a, b = (torch.load(folder / "last.pt", weights_only=True)["training"]["model"] for folder in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """One process and two processes, undisturbed."""
+    folder = tmp_path_factory.mktemp("distributed")
+    alone = start_alone(folder, "run_dir=one")
+    assert alone.wait() == 0
+    run(folder, 2, "run_dir=two")
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(workplace):
+    same_numbers(workplace / "one", workplace / "two")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_restarted_and_the_run_ends_the_same(workplace):
+    process = start(workplace, 2, "run_dir=elastic", "checkpoint_every=2", restarts=3)
+    wait_for_checkpoint(workplace / "elastic", process)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "going on in elastic" in out
+    same_bits(workplace / "two", workplace / "elastic")
+    same_numbers(workplace / "two", workplace / "elastic")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_preempted_run_goes_on_with_another_number_of_processes(workplace, size):
+    folder = workplace / f"moved-{size}"
+    process = start(workplace, 2, f"run_dir={folder.name}", "checkpoint_every=2")
+    wait_for_checkpoint(folder, process)
+    for child in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split():
+        os.kill(int(child), signal.SIGUSR1)
+    process.communicate()
+    assert not (folder / "done").exists()
+    out = run(workplace, size, f"run_dir={folder.name}")
+    assert f"going on in {folder.name}" in out
+    same_numbers(workplace / "one", folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_preemption_saves_and_leaves_with_a_documented_status(tmp_path, number):
+    folder = tmp_path / "run"
+    words = ["epochs=40", "run_dir=run", "checkpoint_every=3"]
+    process = start_alone(tmp_path, *words)
+    wait_for_checkpoint(folder, process)
+    process.send_signal(number)
+    assert process.wait() == EXIT_STATUS
+    plan = torch.load(folder / "last.pt", weights_only=True)["plan"]
+    assert (plan["epoch"], plan["batches"]) > (0, 0)
+    assert not (folder / "done").exists()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world = train.World(0, 5, torch.device("cpu"))
+    config = train.load_config(ROOT / "configs" / "digits_lt.yaml")
+    data = train.load_data(config.data, 0)
+    with pytest.raises(ValueError, match="batch_size 64 cannot be shared by 5 processes"):
+        train.make_batches(config, data, world)
