@@ -20,8 +20,8 @@ from ns_data.models import create_model
 from ns_data.scoring.weighting import WEIGHTINGS
 from ns_data.training.config import Config
 from ns_data.training.data import Data
-from ns_data.training.optim import create_optimizer
 from ns_data.training.distributed import default_device
+from ns_data.training.optim import create_optimizer
 
 PROBE_SECONDS = 0.5
 PROBE_STEPS = 20

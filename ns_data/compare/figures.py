@@ -52,7 +52,7 @@ def values(results: Results) -> Figure:
         axes.set(xlabel=f"{name} %, last epoch")
         axes.grid(axis="x", alpha=0.3)
     all_axes[0, 0].set_yticks(places, [entry["name"] for entry in entries], fontsize=8)
-    all_axes[0, 0].invert_yaxis()
+    all_axes[0, 0].set_ylim(len(entries) - 0.4, -0.6)  # first on top
     return figure
 
 
@@ -82,7 +82,7 @@ def differences(found: list[Difference]) -> Figure:
         axes.set(xlabel=f"{name}, minus the baseline's, points")
         axes.grid(axis="x", alpha=0.3)
     all_axes[0, 0].set_yticks(range(len(methods)), methods, fontsize=8)
-    all_axes[0, 0].invert_yaxis()
+    all_axes[0, 0].set_ylim(len(methods) - 0.4, -0.6)  # first on top
     return figure
 
 
