@@ -38,7 +38,7 @@ from ns_data.compare.config import (
 )
 from ns_data.compare.jobs import LAUNCHERS, Board, Launcher, duration, execute
 from ns_data.compare.report import write_report
-from ns_data.compare.results import MANIFEST, is_done
+from ns_data.compare.results import MANIFEST, is_done, unfinished
 from ns_data.compare.tuning import choose_rates, diverged, tuning_runs
 from ns_data.training.config import Config
 from ns_data.training.data import Data, load_data
@@ -148,8 +148,10 @@ def compare(
     tuning = tuning_runs(comparison, methods)
     final = _final_runs(comparison, methods, {})
     tuning_todo = [run for run in tuning if not is_done(run) and not diverged(run)]
-    # The rates are known, and the final folders can be checked, once the tuning has ended.
-    final_todo = final if tuning_todo else _todo(_final_runs(comparison, methods, _chosen(comparison, tuning)))
+    if tuning_todo:  # the rates are not known yet, so the settings in the final folders cannot be checked
+        final_todo = [run for run in final if unfinished(run.folder) is not None]
+    else:
+        final_todo = _todo(_final_runs(comparison, methods, _chosen(comparison, tuning)))
     seconds_of = estimator(data_of, comparison.threads) if tuning_todo or final_todo else lambda run: 0.0
     launcher = choose(LAUNCHERS, comparison.launcher, "launcher")(comparison, lock)
     print(_budget(comparison, methods, tuning, tuning_todo, final, final_todo, data_of, seconds_of, launcher), flush=True)
@@ -164,7 +166,12 @@ def compare(
     todo = _todo(final)
     _write_manifest(comparison, methods, chosen, data_of)
     failed = execute(todo, launcher, Board(seconds_of, todo, launcher.slots))
-    print(write_report(Path(str(comparison.folder))))
+    try:
+        print(write_report(Path(str(comparison.folder))))
+    except ValueError as error:
+        if not failed:
+            raise
+        print(error)  # the runs that failed are the news
     return failed
 
 

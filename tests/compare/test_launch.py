@@ -140,6 +140,15 @@ def test_rates_are_tuned_on_held_out_training_samples_then_used(workplace, monke
     assert here.started == []  # a rate that diverged is a result, not a failure
 
 
+def test_a_comparison_whose_baseline_failed_says_both(workplace, monkeypatch):
+    Here(monkeypatch, fail="baseline seed 1")
+    out = io.StringIO()
+    with pytest.raises(ValueError, match=r"1 runs failed \(baseline seed 1\)"), contextlib.redirect_stdout(out):
+        launch.main(["c.yaml", "seeds=[1]", "only=[gce]"])
+    assert "failed: exit code 1, error: out of luck (log: out/runs/baseline/1.log)" in out.getvalue()
+    assert "the baseline baseline has no finished run" in out.getvalue()
+
+
 def test_a_crash_while_tuning_stops_before_the_comparison(workplace, monkeypatch):
     here = Here(monkeypatch, fail="gce lr 0.05 seed 7")
     with pytest.raises(ValueError, match="1 runs failed"):

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from ns_data import LOSSES
-from ns_data.compare.config import load_comparison
+from ns_data import LOSSES, MODELS, ClassStats
+from ns_data.compare.config import CONTROLS, load_comparison, with_controls, written_methods
 from ns_data.compare.launch import _data_reader, plan_methods
+from ns_data.losses import create_loss
+from ns_data.training.config import load_config
+from ns_data.training.optim import create_schedule
 
 FILES = sorted((Path(__file__).parents[2] / "configs" / "compare").glob("*.yaml"))
 
@@ -30,3 +33,26 @@ def test_digits_comparisons_can_be_planned(path, data):
         assert {method.config.loss.name for method in methods} == set(LOSSES)
         assert {method.config.sampling.name for method in methods} == {"instance", "cbs", "srs", "pbs"}
         assert len(methods) == (27 if path.stem == "digits_lt" else 25)  # as the file says
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem.startswith("cifar")], ids=lambda path: path.stem)
+def test_cifar_comparisons_are_read_and_their_networks_and_losses_are_known(path):
+    """Without the data: long-tailed as the file says, or balanced."""
+    comparison = load_comparison(path)
+    methods = written_methods(comparison)
+    long_tailed = "lt" in path.stem
+    expanded = with_controls(comparison, methods, {method.name: long_tailed for method in methods})
+    assert [method.control for method in expanded if method.control] == list(CONTROLS)[: 4 if long_tailed else 3]
+    stats = ClassStats.from_labels(list(range(10)))
+    for method in expanded:
+        assert method.config.model.name in MODELS
+        create_loss(method.config.loss.name, method.config.loss.options, stats=stats, num_samples=10, seed=0)
+    if long_tailed:
+        assert {method.config.loss.name for method in methods} == set(LOSSES)
+
+
+def test_the_rates_of_cifar_lt_are_the_papers():
+    config = load_comparison(FILES[0].parent / "cifar_lt10.yaml").base
+    schedule = load_config(config).schedule
+    factor = create_schedule(schedule.name, 240, schedule.options)
+    assert [factor(epoch) for epoch in (0, 99, 100, 160, 200, 239)] == pytest.approx([1, 1, 0.1, 0.01, 1e-4, 1e-4])
