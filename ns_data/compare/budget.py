@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from ns_data.augment import normalize
+from ns_data.choose import choose
 from ns_data.compare.config import Run
 from ns_data.compare.jobs import train_script
 from ns_data.layout import Layout
 from ns_data.losses import create_loss
 from ns_data.models import create_model
-from ns_data.scoring.weighting import WEIGHTINGS
+from ns_data.scoring.weighting import WEIGHTINGS, Strength
 from ns_data.training.config import Config
 from ns_data.training.data import Data
 from ns_data.training.distributed import default_device
@@ -95,13 +96,10 @@ def _time_steps(config: Config, data: Data) -> float:
 
 def check_method(config: Config, data: Data) -> None:
     """Refuse what a run of this config would refuse as it starts: its loss and its weights."""
-    from ns_data.scoring.weighting import Strength
-
     facts: dict[str, Any] = {"stats": data.stats, "num_samples": len(data.train), "seed": config.seed}
     create_loss(config.loss.name, config.loss.options, **facts)
     ns = config.ns
-    if ns.weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {ns.weighting!r}; known are: {', '.join(WEIGHTINGS)}")
+    choose(WEIGHTINGS, ns.weighting, "weighting")
     Strength(ns.sigma, ns.rho, ns.start_epoch, ns.sigma_end, ns.rho_end)
 
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import os
-import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ns_data.choose import choose
+from ns_data.compare.board import Board, duration
 from ns_data.compare.budget import check_method, estimator, total_steps
 from ns_data.compare.config import (
     LONG_TAIL,
@@ -32,13 +29,13 @@ from ns_data.compare.config import (
     help_lines,
     load_comparison,
     make_run,
-    settings,
     with_controls,
     written_methods,
 )
-from ns_data.compare.jobs import LAUNCHERS, Board, Launcher, duration, execute
+from ns_data.compare.jobs import LAUNCHERS, Launcher, execute
+from ns_data.compare.manifest import write_manifest
 from ns_data.compare.report import write_report
-from ns_data.compare.results import MANIFEST, is_done, unfinished
+from ns_data.compare.results import is_done, unfinished
 from ns_data.compare.tuning import choose_rates, diverged, tuning_runs
 from ns_data.training.config import Config
 from ns_data.training.data import Data, load_data
@@ -164,7 +161,7 @@ def compare(
     chosen = _chosen(comparison, tuning)
     final = _final_runs(comparison, methods, chosen)
     todo = _todo(final)
-    _write_manifest(comparison, methods, chosen, data_of)
+    write_manifest(comparison, methods, chosen, data_of)
     failed = execute(todo, launcher, Board(seconds_of, todo, launcher.slots))
     try:
         print(write_report(Path(str(comparison.folder))))
@@ -217,49 +214,6 @@ def _budget(
     if comparison.controls == "none":
         lines.append("controls: none, as asked; the report will say so")
     return "\n".join(lines)
-
-
-def _write_manifest(
-    comparison: Comparison, methods: list[Method], chosen: dict[str, dict[str, Any]], data_of: Callable[[Config], Data]
-) -> None:
-    """comparison.json: what the report needs to know beside the run folders."""
-    entries = []
-    for method in methods:
-        data = data_of(method.config)
-        rate = {"optimizer.lr": chosen[method.name]["lr"]} if chosen else {}
-        entries.append(
-            {
-                "name": method.name,
-                "changes": {**method.changes, **rate},
-                "settings": {**settings(method.config), **rate},
-                "control_of": method.control_of,
-                "control": method.control,
-                "tuning": chosen.get(method.name),
-                "class_counts": data.stats.counts.tolist(),
-                "classes": data.classes,
-            }
-        )
-    manifest = {
-        "name": comparison.name,
-        "base": comparison.base,
-        "baseline": comparison.baseline,
-        "seeds": comparison.seeds,
-        "controls": comparison.controls,
-        "tuning": dataclasses.asdict(comparison.tuning) if chosen else None,
-        "machine": {
-            "cores": os.cpu_count(),
-            "processor": platform.machine(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "torch": torch.__version__,
-            "jobs": comparison.jobs,
-            "threads": comparison.threads,
-        },
-        "methods": entries,
-    }
-    path = Path(str(comparison.folder)) / MANIFEST
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(manifest, indent=1) + "\n")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import train
-from ns_data.compare import jobs, launch
+from ns_data.compare import board, jobs, launch
 from ns_data.compare.config import load_comparison, make_run, written_methods
 from ns_data.compare.tuning import choose_rates, tuning_runs
 
@@ -50,7 +50,7 @@ class Here:
 
     def start(self, comparison):
         def start(run, slot):
-            self.started.append(jobs.title(run))
+            self.started.append(board.title(run))
             if self.started[-1] == self.interrupt:
                 raise KeyboardInterrupt
             run.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -232,15 +232,15 @@ def test_the_live_table_shows_progress_accuracy_and_time_left(workplace, monkeyp
     line = json.dumps({"epoch": 0, "accuracy": 0.25, "balanced_accuracy": 0.2})
     (run.folder / "metrics.jsonl").write_text(line + "\n" + line[:10])  # a line that is being written
     terminal = Terminal()
-    board = jobs.Board(lambda run: 10.0, [run, run], 1, terminal)
-    job = jobs.Job(run, 0, Ended(None), began=95.0)
-    board.draw([job])
+    shown = board.Board(lambda run: 10.0, [run, run], 1, terminal)
+    job = board.Job(run, 0, Ended(None), began=95.0)
+    shown.draw([job])
     first, second = terminal.getvalue().splitlines()
     assert first == "0/2 runs, 0 failed, about 15 s left"
     assert second.split() == ["ns_lf", "seed", "1", "###.........", "1/4", "25.00%", "balanced", "20.00%", "15", "s", "left"]
-    board.finished(job, None)
+    shown.finished(job, None)
     assert "\x1b[2F\x1b[J[1/2] ns_lf seed 1  accuracy 25.00%" in terminal.getvalue()
-    assert board.left([]) == "about 5 s left"  # the first took half of its estimate
+    assert shown.left([]) == "about 5 s left"  # the first took half of its estimate
 
 
 def processes(workplace, *words):
