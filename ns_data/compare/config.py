@@ -22,7 +22,6 @@ from ns_data.training.config import Config, _check_keys, _parse, load_config, se
 from ns_data.training.run import _FREE
 
 CONTROLS = ("constant", "own", "shuffled", "inverse_frequency")
-LONG_TAIL = 2.0  # imbalance factor from which inverse_frequency is a control
 _SHORT = {"sampling": "sampling.name", "loss": "loss.name", "weighting": "ns.weighting"}
 _OURS = ("seed", "run_dir", "name", "fresh", "base")  # set for each run, never by a method
 
@@ -190,46 +189,6 @@ def make_method(comparison: Comparison, name: str, changes: dict[str, Any], **co
 def words(changes: Mapping[str, Any]) -> list[str]:
     """Settings as they stand on train.py's command line."""
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()]
-
-
-def with_controls(comparison: Comparison, methods: list[Method], long_tailed: Mapping[str, bool]) -> list[Method]:
-    """Each method that weighs by ns, followed by its controls: what differs is the weighting alone.
-
-    A method of the file that already is such a control becomes it under its own name.
-    """
-    wanted = wanted_controls(comparison)
-    controls: dict[str, list[Method]] = {}
-    adopted: set[str] = set()
-    for method in methods:
-        if method.config.ns.weighting != "ns":
-            continue
-        for weighting in wanted:
-            if weighting == "inverse_frequency" and comparison.controls == "all" and not long_tailed[method.name]:
-                continue
-            name = f"{method.name}.{weighting}"
-            changes = {**method.changes, "ns.weighting": weighting}
-            control = make_method(comparison, name, changes, control_of=method.name, control=weighting)
-            same = [other for other in methods if settings(other.config) == settings(control.config)]
-            if same:
-                adopted.add(same[0].name)
-                control = same[0]._replace(control_of=method.name, control=weighting)
-            controls.setdefault(method.name, []).append(control)
-    expanded = []
-    for method in methods:
-        if method.name not in adopted:
-            expanded += [method, *controls.get(method.name, [])]
-    _check_twins(expanded)
-    return expanded
-
-
-def _check_twins(methods: list[Method]) -> None:
-    """Refuse two methods of one name or with the same settings."""
-    for number, method in enumerate(methods):
-        for other in methods[:number]:
-            if method.name == other.name:
-                raise ValueError(f"two methods are named {method.name}: rename one")
-            if settings(method.config) == settings(other.config):
-                raise ValueError(f"methods {other.name} and {method.name} have the same settings: leave one out")
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from ns_data.compare.formats import Table, show
 from ns_data.compare.statistics import MeanStd
-from ns_data.compare.tables import Table, show
 
 # No script but the one below, no style but this page's, pictures inline: the browser itself refuses everything else.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

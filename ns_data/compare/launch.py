@@ -22,16 +22,15 @@ from ns_data.choose import choose
 from ns_data.compare.board import Board, duration
 from ns_data.compare.budget import check_method, estimator, total_steps
 from ns_data.compare.config import (
-    LONG_TAIL,
     Comparison,
     Method,
     Run,
     help_lines,
     load_comparison,
     make_run,
-    with_controls,
     written_methods,
 )
+from ns_data.compare.controls import LONG_TAIL, with_controls
 from ns_data.compare.jobs import LAUNCHERS, Launcher, execute
 from ns_data.compare.manifest import write_manifest
 from ns_data.compare.report import write_report

@@ -18,10 +18,11 @@ import matplotlib.pyplot as plt
 
 from ns_data.compare import tables
 from ns_data.compare.figures import draw
+from ns_data.compare.formats import Table, to_csv, to_latex, to_markdown
 from ns_data.compare.html import page
 from ns_data.compare.results import Results, read_results
 from ns_data.compare.statistics import smallest_p_in_words
-from ns_data.compare.tables import METRICS, Difference, Table
+from ns_data.compare.tables import METRICS, Difference
 
 
 def write_report(folder: Path) -> str:
@@ -37,16 +38,16 @@ def write_report(folder: Path) -> str:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for table in made:
-        (partial / f"{table.name}.csv").write_text(tables.to_csv(table))
-        (partial / f"{table.name}.md").write_text(tables.to_markdown(table))
-        (partial / f"{table.name}.tex").write_text(tables.to_latex(table))
+        (partial / f"{table.name}.csv").write_text(to_csv(table))
+        (partial / f"{table.name}.md").write_text(to_markdown(table))
+        (partial / f"{table.name}.tex").write_text(to_latex(table))
     pictures = write_figures(results, to_baseline, partial)
     (partial / "report.md").write_text(_markdown(results, notes, made, list(pictures)))
     (partial / "index.html").write_text(page(results.manifest["name"], notes, made, pictures))
     shutil.rmtree(folder / "report", ignore_errors=True)
     partial.rename(folder / "report")
     best = made[0]
-    return "\n".join(["", *notes, "", tables.to_markdown(best), f"report: {folder / 'report' / 'index.html'}"])
+    return "\n".join(["", *notes, "", to_markdown(best), f"report: {folder / 'report' / 'index.html'}"])
 
 
 def tuning_sentence(results: Results) -> str:
@@ -131,6 +132,6 @@ def _markdown(results: Results, notes: list[str], made: list[Table], pictures: l
     parts = [notes[0], f"# {results.manifest['name']}", *(f"- {note}" for note in notes[1:])]
     parts.append("Machine: " + ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None) + ".")
     for table in made:
-        parts += [f"## {table.title}", *([table.note] if table.note else []), tables.to_markdown(table)]
+        parts += [f"## {table.title}", *([table.note] if table.note else []), to_markdown(table)]
     parts += ["## Figures", *(f"![{name}]({name}.png)" for name in pictures)]
     return "\n\n".join(parts) + "\n"

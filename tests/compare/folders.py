@@ -2,7 +2,8 @@
 
 import json
 
-from ns_data.compare.config import load_comparison, make_run, settings, with_controls, written_methods
+from ns_data.compare.config import load_comparison, make_run, settings, written_methods
+from ns_data.compare.controls import with_controls
 from ns_data.training.config import to_yaml
 
 COUNTS = [150, 97, 62, 40, 26, 17, 11, 7, 4, 3]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ns_data.compare.config import load_comparison, make_run, with_controls, written_methods
+from ns_data.compare.config import load_comparison, make_run, written_methods
+from ns_data.compare.controls import with_controls
 
 THREE = """
 base: base.yaml

@@ -14,11 +14,12 @@ from PIL import Image
 from scipy.stats import permutation_test
 
 from ns_data.compare.config import make_run
+from ns_data.compare.formats import Table, to_csv, to_latex, to_markdown
 from ns_data.compare.html import page
 from ns_data.compare.report import write_report
 from ns_data.compare.results import is_done
 from ns_data.compare.statistics import MeanStd
-from ns_data.compare.tables import Table, groups_of_classes, to_csv, to_latex, to_markdown
+from ns_data.compare.tables import groups_of_classes
 from tests.compare.folders import write_comparison
 
 TEXT = "seeds: [1, 2, 3]\nmethods: {baseline: , ns_lf: {weighting: ns}, gce: {loss: gce}}\n"

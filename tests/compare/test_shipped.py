@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from ns_data import LOSSES, MODELS, ClassStats
-from ns_data.compare.config import CONTROLS, load_comparison, with_controls, written_methods
+from ns_data.compare.config import CONTROLS, load_comparison, written_methods
+from ns_data.compare.controls import with_controls
 from ns_data.compare.launch import _data_reader, plan_methods
 from ns_data.losses import create_loss
 from ns_data.training.config import load_config
