@@ -74,7 +74,7 @@ def test_relaxed_class_mixed_groups_everybody_with_the_fewest_repeats(counts, gr
     )
     assert dealt.table_GM.shape == (groups, group_size)
     assert dealt.dropped == 0
-    assert sorted([*dealt.table_GM.reshape(-1).tolist(), *dealt.ungrouped.tolist()]) == list(range(labels.size))
+    assert sorted([*dealt.table_GM.reshape(-1).tolist(), *dealt.left.tolist()]) == list(range(labels.size))
     # A class meets itself n_k - G times at least; each ungrouped sample can save one repeat.
     least = max(0, sum(max(0, n - groups) for n in counts) - spare) if groups else 0
     assert repeats(labels[dealt.table_GM]) == dealt.relaxed == least
@@ -161,8 +161,8 @@ def test_every_rule_accounts_for_every_id(name, surplus):
     labels = labels_of([50, 20, 9, 4])
     stats = ClassStats.from_labels(labels)
     dealt = deal(GROUPINGS[name], surplus, np.arange(83), labels, 4, np.random.default_rng(1), stats)
-    assert dealt.table_GM.size + dealt.ungrouped.size + dealt.dropped == 83
-    assert dealt.ungrouped.size < 4
+    assert dealt.table_GM.size + dealt.left.size + dealt.dropped == 83
+    assert dealt.left.size < 4
     if surplus == "relax":
         assert dealt.dropped == 0
         assert len(dealt.table_GM) == 83 // 4
