@@ -129,6 +129,7 @@ class GroupingBatchSampler(BatchSampler):
         self._resume: tuple[int, int] | None = None
         self._position = (0, 0)  # epoch and batches handed out
         self._started: int | None = None  # epoch of the last pass that began at its start
+        self._restored: int | None = None  # epoch of a loaded state, which torchdata may begin twice
         self._warned = False
 
     def _check(self, stats: ClassStats, rule: Rule) -> None:
@@ -205,7 +206,7 @@ class GroupingBatchSampler(BatchSampler):
                 yield window
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch = self.epoch
+        epoch, group_size = self.epoch, self.layout.group_size
         start = self._resume[1] if self._resume is not None and self._resume[0] == epoch else 0
         self._resume = None
         self._warn_if_repeated(epoch, start)
@@ -214,14 +215,14 @@ class GroupingBatchSampler(BatchSampler):
         for batch in self._plan.batches(self._windows(epoch), epoch, report):
             if batch.number < start:
                 continue
-            first, last = slice_of_rank(batch, self.layout.group_size, self.rank, self.world_size)
+            first, last = slice_of_rank(batch, group_size, self.rank, self.world_size)
             self._position = (epoch, batch.number + 1)
             yield PlannedBatch(batch.ids[first:last].tolist(), epoch=epoch, number=batch.number, offset=first)
         if not hasattr(self.sampler, "epoch"):
             self._epoch += 1
 
     def _warn_if_repeated(self, epoch: int, start: int) -> None:
-        if start == 0 and self._started == epoch and not self._warned:
+        if start == 0 and self._started == epoch != self._restored and not self._warned:
             self._warned = True
             warnings.warn(
                 f"epoch {epoch} is made a second time, with the same batches: call set_epoch(epoch) before each epoch",
@@ -258,7 +259,7 @@ class GroupingBatchSampler(BatchSampler):
             epoch, batches = self.epoch, 0
         if batches_done is not None:
             batches = batches_done
-        if batches >= len(self):
+        if batches and batches >= len(self):
             epoch, batches = epoch + 1, 0
         return plan_state(epoch, batches, self.settings())
 
@@ -267,4 +268,4 @@ class GroupingBatchSampler(BatchSampler):
         epoch, batches = check_plan_state(dict(state), self.settings())
         self.set_epoch(epoch)
         self._resume = (epoch, batches)
-        self._started = None
+        self._started, self._restored = None, epoch

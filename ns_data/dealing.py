@@ -53,7 +53,7 @@ def deal_distinct(labels_W: np.ndarray, group_size: int, rng: np.random.Generato
         return order[:0].reshape(0, group_size), order
     large = np.flatnonzero(counts > _LARGE * groups)
     order, leftover, num_fixed = _lay_out(order, labels_W, large, groups, group_size, rng)
-    cells, classes = order.reshape(group_size, groups), labels_W[order].reshape(group_size, groups)
+    cells, classes = order.reshape(group_size, groups), labels_W.take(order).reshape(group_size, groups)
     repaired = _repair(cells, classes, num_fixed, rng)
     if not repaired:  # tiny or extreme tables: start from an arrangement that always exists
         cells, classes = _deal_round(cells, classes)

@@ -15,7 +15,7 @@ class AliasTable:
 
     def __init__(self, probabilities: np.ndarray) -> None:
         threshold = probabilities * probabilities.size
-        alias = np.arange(probabilities.size, dtype=np.int32)
+        alias = np.arange(probabilities.size)
         small, large = np.flatnonzero(threshold < 1).tolist(), np.flatnonzero(threshold >= 1).tolist()
         while small and large:
             needy, donor = small.pop(), large[-1]
@@ -29,9 +29,9 @@ class AliasTable:
     def draw(self, size: int, rng: np.random.Generator) -> np.ndarray:
         column = rng.random(size)
         column *= self.threshold.size
-        classes = column.astype(np.int32)
+        classes = column.astype(np.int64)
         column -= classes
-        return np.where(column < self.threshold[classes], classes, self.alias[classes])
+        return np.where(column < self.threshold.take(classes), classes, self.alias.take(classes))
 
 
 class Members:
@@ -45,10 +45,10 @@ class Members:
     def draw(self, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A uniformly drawn member of each of ``classes``."""
         place = rng.random(classes.size)
-        place *= self.counts[classes]
+        place *= self.counts.take(classes)
         position = place.astype(np.int64)
-        position += self.first[classes]
-        return self.order[position]
+        position += self.first.take(classes)
+        return self.order.take(position).astype(np.int64)  # NumPy shuffles 64-bit windows twice as fast
 
 
 class Turns:

@@ -40,7 +40,7 @@ def class_mixed(
 ) -> Groups:
     """Groups whose members all have different classes, as many as possible (``max_groups``)."""
     table, leftover = deal_distinct(labels_W, group_size, rng)
-    return ids_W[table], ids_W[leftover]
+    return ids_W.take(table), ids_W.take(leftover)
 
 
 def same_class(
@@ -178,7 +178,7 @@ def deal(
         spare = ids_W.size - max_groups(count_labels(labels_W), group_size) * group_size
         if last or spare > ids_W.size // 4:  # a surplus of the law itself would only grow
             table, left, repeats = deal_fewest_repeats(labels_W, group_size, rng)
-            return Deal(ids_W[table], ids_W[left], dropped=0, relaxed=repeats)
+            return Deal(ids_W.take(table), ids_W.take(left), dropped=0, relaxed=repeats)
     table, left = rule(ids_W, labels_W, group_size, rng, stats=stats)
     if table.shape[1:] != (group_size,) or table.size + left.size != ids_W.size:
         raise ValueError(

@@ -88,7 +88,7 @@ class Plan:
                 ids = np.concatenate([left, ids])
             rng = np.random.Generator(np.random.SFC64([*self.seeds, epoch, window]))
             table, left, dropped, relaxed = deal(
-                self.rule, self.surplus, ids, self.labels[ids], self.group_size, rng, self.stats, last
+                self.rule, self.surplus, ids, self.labels.take(ids), self.group_size, rng, self.stats, last
             )
             report.relaxed += relaxed
             report.dropped += dropped
@@ -98,11 +98,11 @@ class Plan:
             end = pending.size // self.batch_size * self.batch_size
             if report.seen is not None:
                 report.seen[pending[:end]] = True
+            num_groups = self.batch_size // self.group_size
             for start in range(0, end, self.batch_size):
                 report.samples += self.batch_size
-                report.groups += self.batch_size // self.group_size
-                batch = pending[start : start + self.batch_size]
-                yield GlobalBatch(number, batch, self.batch_size // self.group_size)
+                report.groups += num_groups
+                yield GlobalBatch(number, pending[start : start + self.batch_size], num_groups)
                 number += 1
             pending = pending[end:]
         rest = np.concatenate([pending, left])

@@ -116,7 +116,7 @@ class ClassLawSampler(EpochSampler):
         super().__init__(codes.size, codes.size if num_samples is None else num_samples, seed)
         self.stats = ClassStats.from_labels(codes)
         self.cycle = cycle
-        self._present = np.flatnonzero(self.stats.counts).astype(codes.dtype)
+        self._present = np.flatnonzero(self.stats.counts)
         self._law = _normalized(weights(self.stats.counts[self._present].astype(np.float64)))
         self._classes = AliasTable(self._law)
         self._members = Members(codes, self.stats.counts)
@@ -146,7 +146,7 @@ class ClassLawSampler(EpochSampler):
 
     def _draw_classes(self, size: int, rng: np.random.Generator, epoch: int, start: int) -> np.ndarray:
         """``size`` classes, the first for draw number ``start`` of the epoch."""
-        return self._present[self._classes.draw(size, rng)]
+        return self._present.take(self._classes.draw(size, rng))
 
 
 def _normalized(weights: np.ndarray) -> np.ndarray:
@@ -163,7 +163,7 @@ class ClassBalancedSampler(ClassLawSampler):
         super().__init__(labels, np.ones_like, num_samples=num_samples, seed=seed, cycle=cycle)
 
     def _draw_classes(self, size: int, rng: np.random.Generator, epoch: int, start: int) -> np.ndarray:
-        return self._present[rng.integers(self._present.size, size=size, dtype=np.int32)]
+        return self._present.take(rng.integers(self._present.size, size=size))
 
 
 class SquareRootSampler(ClassLawSampler):
@@ -224,9 +224,9 @@ class EffectiveNumberSampler(ClassLawSampler):
 
 
 # How far PBS has moved from instance-balanced (0) to class-balanced (1) at draw j of n in epoch e of T.
-_PBS_SCHEDULES: dict[str, Callable[[int, np.ndarray, int], np.ndarray]] = {
-    "epoch": lambda e, share, T: np.full(share.shape, min(1.0, e / (T - 1)) if T > 1 else 0.0),
-    "epoch_of_total": lambda e, share, T: np.full(share.shape, min(1.0, e / T)),
+_PBS_SCHEDULES: dict[str, Callable[[int, Any, int], Any]] = {
+    "epoch": lambda e, share, T: min(1.0, e / (T - 1)) if T > 1 else 0.0,
+    "epoch_of_total": lambda e, share, T: min(1.0, e / T),
     "step": lambda e, share, T: np.minimum(1.0, (e + share) / T),
 }
 
@@ -259,15 +259,15 @@ class ProgressivelyBalancedSampler(ClassLawSampler):
         return {**super().settings(), "num_epochs": self.num_epochs, "schedule": self.schedule}
 
     def class_probabilities(self, epoch: int = 0) -> np.ndarray:
-        t = float(self._progress(epoch, np.zeros(1), self.num_epochs)[0])
+        t = float(self._progress(epoch, 0.0, self.num_epochs))
         return (1 - t) * super().class_probabilities() + t * (self.stats.counts > 0) / self._present.size
 
     def _draw_classes(self, size: int, rng: np.random.Generator, epoch: int, start: int) -> np.ndarray:
         drawn = self._classes.draw(size, rng)
         progress = self._progress(epoch, (start + np.arange(size)) / self.num_samples, self.num_epochs)
         balanced = np.flatnonzero(rng.random(size) < progress)
-        drawn[balanced] = rng.integers(self._present.size, size=balanced.size, dtype=np.int32)
-        return self._present[drawn]
+        drawn[balanced] = rng.integers(self._present.size, size=balanced.size)
+        return self._present.take(drawn)
 
 
 # Samplers by the names that configs use: sampler(labels, num_epochs=..., seed=..., **options).
