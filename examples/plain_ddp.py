@@ -59,6 +59,7 @@ def main() -> None:
         if rank == 0:
             print(f"epoch {epoch}  loss {total / len(loader):.3f}  share of the data seen {batches.report.share_seen:.2f}")
     if world_size > 1:
+        dist.barrier()  # nobody leaves while another still talks to it
         dist.destroy_process_group()
 
 

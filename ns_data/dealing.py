@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ns_data.stats import count_labels, label_dtype, position_dtype
+from ns_data.stats import count_labels, gather, label_dtype, position_dtype
 
 # A class with more than this share of the groups is laid out as a run before the others are dealt around it.
 _LARGE = 0.5
 # Tables of up to this many groups are always mixed, which costs little and removes the bias of the repairs.
 _SMALL_TABLE = 2048
+# Pairs of columns that are mixed at a time: what they need stays in the cache.
+_BLOCK = 1 << 14
 
 
 def max_groups(counts: Any, group_size: int) -> int:
@@ -47,21 +49,28 @@ def deal_distinct(labels_W: np.ndarray, group_size: int, rng: np.random.Generato
     """
     counts = count_labels(labels_W)
     groups = max_groups(counts, group_size)
-    order = np.arange(labels_W.size, dtype=position_dtype(labels_W.size))
-    rng.shuffle(order)
+    order = shuffled_positions(labels_W.size, rng)
     if groups == 0:
         return order[:0].reshape(0, group_size), order
     large = np.flatnonzero(counts > _LARGE * groups)
     order, leftover, num_fixed = _lay_out(order, labels_W, large, groups, group_size, rng)
-    cells, classes = order.reshape(group_size, groups), labels_W.take(order).reshape(group_size, groups)
+    cells, classes = order.reshape(group_size, groups), gather(labels_W, order).reshape(group_size, groups)
     repaired = _repair(cells, classes, num_fixed, rng)
     if not repaired:  # tiny or extreme tables: start from an arrangement that always exists
         cells, classes = _deal_round(cells, classes)
     if not (large.size or not repaired or groups <= _SMALL_TABLE):
         return cells.T, leftover
     _mix(cells, classes, 8 * group_size, rng)
-    del classes
-    return rng.permuted(cells[:, rng.permutation(groups)].T, axis=1), leftover  # the place in a group must not tell the class
+    _move_columns(cells, rng.permutation(groups))
+    rng.permuted(cells, axis=0, out=cells)  # the place in a group must not tell the class
+    return cells.T, leftover
+
+
+def shuffled_positions(size: int, rng: np.random.Generator) -> np.ndarray:
+    """0..size-1 in random order, in 32 bits if they fit."""
+    order = np.arange(size, dtype=position_dtype(size))
+    rng.shuffle(order)
+    return order
 
 
 def _lay_out(
@@ -71,16 +80,19 @@ def _lay_out(
     num_cells = groups * group_size
     if not large.size:
         return order[:num_cells], order[num_cells:], 0
-    classes = labels[order]
+    classes = gather(labels, order)
     runs = [order[classes == k] for k in rng.permutation(large)]
-    surplus = [run[groups:] for run in runs]
+    surplus = [run[groups:].copy() for run in runs]
     runs = [run[:groups] for run in runs]
+    num_fixed = sum(run.size for run in runs)
     runs.append(order[~np.isin(classes, large)])
-    laid_out = np.concatenate(runs)
+    laid_out = order[: num_fixed + runs[-1].size]
+    np.concatenate(runs, out=laid_out)
+    del classes, runs
     dropped = rng.choice(laid_out.size, laid_out.size - num_cells, replace=False)  # fewer than M
-    num_fixed = laid_out.size - runs[-1].size
+    leftover = np.concatenate([*surplus, laid_out[dropped]])
     num_fixed -= int((dropped < num_fixed).sum())
-    return np.delete(laid_out, dropped), np.concatenate([*surplus, laid_out[dropped]]), num_fixed
+    return np.delete(laid_out, dropped), leftover, num_fixed
 
 
 def _repair(cells: np.ndarray, classes: np.ndarray, num_fixed: int, rng: np.random.Generator, rounds: int = 200) -> bool:
@@ -128,21 +140,27 @@ def _mix(cells: np.ndarray, classes: np.ndarray, sweeps: int, rng: np.random.Gen
     """Random valid swaps between random pairs of columns, in place: a symmetric chain, so uniform is stationary."""
     group_size, groups = classes.shape
     half = groups // 2
-    if half == 0:
-        return
-    left = np.arange(half)
-    for sweep in range(sweeps):
+    for sweep in range(sweeps if half else 0):
         if sweep % 8 == 0:  # new halves now and then; in between a random rotation pairs the columns
             order = rng.permutation(groups)
-            classes[:], cells[:] = classes[:, order], cells[:, order]
-        right = half + (left + int(rng.integers(half))) % half
-        row_left, row_right = rng.integers(group_size, size=(2, half))
-        own, other = classes[row_left, left], classes[row_right, right]
-        clash = (classes[:, right] == own).any(0) | (classes[:, :half] == other).any(0)
-        swap = np.flatnonzero(~clash | (own == other))
-        a, b = (row_left[swap], left[swap]), (row_right[swap], right[swap])
-        cells[a], cells[b] = cells[b], cells[a]
-        classes[a], classes[b] = classes[b], classes[a]
+            _move_columns(cells, order)
+            _move_columns(classes, order)
+        rotation = int(rng.integers(half))
+        for start in range(0, half, _BLOCK):
+            left = np.arange(start, min(half, start + _BLOCK))
+            right = half + (left + rotation) % half
+            row_left, row_right = rng.integers(group_size, size=(2, left.size))
+            own, other = classes[row_left, left], classes[row_right, right]
+            clash = (classes[:, right] == own).any(0) | (classes[:, start : start + left.size] == other).any(0)
+            swap = np.flatnonzero(~clash | (own == other))
+            a, b = (row_left[swap], left[swap]), (row_right[swap], right[swap])
+            cells[a], cells[b] = cells[b], cells[a]
+            classes[a], classes[b] = classes[b], classes[a]
+
+
+def _move_columns(table: np.ndarray, order: np.ndarray) -> None:
+    for row in table:  # one at a time: no second table
+        row[:] = row[order]
 
 
 def deal_fewest_repeats(labels_W: np.ndarray, group_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
@@ -162,15 +180,17 @@ def deal_fewest_repeats(labels_W: np.ndarray, group_size: int, rng: np.random.Ge
     parts = labels_W.astype(label_dtype(counts.size + int((counts // groups).sum())))
     ungrouped = []
     for k in np.flatnonzero(excess):
-        members = rng.permutation(np.flatnonzero(labels_W == k))
+        members = rng.permutation(np.flatnonzero(labels_W == k).astype(position_dtype(labels_W.size)))
         ungrouped.append(members[: given_up[k]])
         members = members[given_up[k] :]
         for start in range(groups, members.size, groups):  # the first part keeps the name of the class
             parts[members[start : start + groups]] = num_parts
             num_parts += 1
     aside = np.concatenate(ungrouped)
-    table, leftover = deal_distinct(np.delete(parts, aside), group_size, rng)
+    if aside.size:
+        parts = np.delete(parts, aside)
+    table, leftover = deal_distinct(parts, group_size, rng)
     if aside.size:
         kept = np.delete(np.arange(labels_W.size, dtype=table.dtype), aside)
-        table, leftover = kept[table], kept[leftover]
+        table, leftover = gather(kept, table), kept[leftover]
     return table, np.concatenate([aside, leftover]), int((excess - given_up).sum())

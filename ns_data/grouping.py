@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ns_data.dealing import deal_distinct, deal_fewest_repeats, max_groups
-from ns_data.stats import ClassStats, count_labels, members_by_class, place_in_run
+from ns_data.dealing import deal_distinct, deal_fewest_repeats, max_groups, shuffled_positions
+from ns_data.stats import ClassStats, count_labels, gather, members_by_class, place_in_run
 
 __all__ = ["GROUPINGS", "deal", "max_groups", "rivals"]
 
@@ -40,20 +40,22 @@ def class_mixed(
 ) -> Groups:
     """Groups whose members all have different classes, as many as possible (``max_groups``)."""
     table, leftover = deal_distinct(labels_W, group_size, rng)
-    return ids_W.take(table), ids_W.take(leftover)
+    return gather(ids_W, table), gather(ids_W, leftover)
 
 
 def same_class(
     ids_W: np.ndarray, labels_W: np.ndarray, group_size: int, rng: np.random.Generator, *, stats: ClassStats | None = None
 ) -> Groups:
     """Groups of one class each, where every score is 1/M. Of each class, n_k mod M random members are left over."""
-    order = rng.permutation(ids_W.size)
-    classes = labels_W[order]
+    order = shuffled_positions(ids_W.size, rng)
+    classes = gather(labels_W, order)
     counts = count_labels(classes)
-    order = order[members_by_class(classes, counts)]
-    grouped = place_in_run(counts) < np.repeat(counts // group_size * group_size, counts)
-    table = order[grouped].reshape(-1, group_size)
-    return ids_W[rng.permutation(table)], ids_W[order[~grouped]]
+    order = gather(order, members_by_class(classes, counts))
+    rest = counts % group_size  # the last ones of each class
+    left = np.repeat(np.cumsum(counts) - rest, rest) + place_in_run(rest)
+    table = np.delete(order, left).reshape(-1, group_size)
+    rng.shuffle(table)
+    return gather(ids_W, table), ids_W[order[left]]
 
 
 def head_tail(
@@ -63,8 +65,8 @@ def head_tail(
 
     With an odd M the frequent half has one cell more. What one half has too many of is left over.
     """
-    order = rng.permutation(ids_W.size)
-    frequent = stats.frequent_half[labels_W[order]]
+    order = shuffled_positions(ids_W.size, rng)
+    frequent = gather(stats.frequent_half, gather(labels_W, order))
     head, tail = order[frequent], order[~frequent]
     tail_cells = group_size // 2
     head_cells = group_size - tail_cells
@@ -74,7 +76,7 @@ def head_tail(
         axis=1,
     )
     leftover = np.concatenate([head[groups * head_cells :], tail[groups * tail_cells :]])
-    return ids_W[rng.permuted(table, axis=1)], ids_W[leftover]
+    return gather(ids_W, rng.permuted(table, axis=1, out=table)), gather(ids_W, leftover)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +95,7 @@ class Rivals:
             strength = self.strength[ids_W].astype(np.float64)
         else:
             raise ValueError(f"rivals needs one strength a sample: got {self.strength.size} for {stats.total} samples")
-        order = rng.permutation(ids_W.size)
+        order = shuffled_positions(ids_W.size, rng)
         strength = strength[order]
         known = np.flatnonzero(~np.isnan(strength))
         rank = rng.random(ids_W.size)  # of the unknown: anywhere
@@ -178,7 +180,7 @@ def deal(
         spare = ids_W.size - max_groups(count_labels(labels_W), group_size) * group_size
         if last or spare > ids_W.size // 4:  # a surplus of the law itself would only grow
             table, left, repeats = deal_fewest_repeats(labels_W, group_size, rng)
-            return Deal(ids_W.take(table), ids_W.take(left), dropped=0, relaxed=repeats)
+            return Deal(gather(ids_W, table), gather(ids_W, left), dropped=0, relaxed=repeats)
     table, left = rule(ids_W, labels_W, group_size, rng, stats=stats)
     if table.shape[1:] != (group_size,) or table.size + left.size != ids_W.size:
         raise ValueError(

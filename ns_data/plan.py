@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ns_data.grouping import Rule, deal
-from ns_data.stats import ClassStats
+from ns_data.stats import ClassStats, gather
 
 
 class GlobalBatch(NamedTuple):
@@ -88,7 +88,7 @@ class Plan:
                 ids = np.concatenate([left, ids])
             rng = np.random.Generator(np.random.SFC64([*self.seeds, epoch, window]))
             table, left, dropped, relaxed = deal(
-                self.rule, self.surplus, ids, self.labels.take(ids), self.group_size, rng, self.stats, last
+                self.rule, self.surplus, ids, gather(self.labels, ids), self.group_size, rng, self.stats, last
             )
             report.relaxed += relaxed
             report.dropped += dropped

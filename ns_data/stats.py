@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 # Samples taken at a time, so that no pass over the labels needs memory for all of them.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
 _SLICE = 1 << 16  # of a Hugging Face column, which comes as a Python list
 
 
@@ -72,7 +72,8 @@ def _to_numpy(labels: Any) -> np.ndarray:
 
 def _first_that_is_no_class_id(array: np.ndarray) -> Any:
     """The value to show: a NaN or a text among numbers tells more than the first number."""
-    return next((value for value in array if not (isinstance(value, Real) and value == value // 1)), array[0])
+    example = next((value for value in array if not (isinstance(value, Real) and value == value // 1)), array[0])
+    return example.item() if isinstance(example, np.generic) else example
 
 
 def count_labels(labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
@@ -83,6 +84,15 @@ def count_labels(labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
         block[: counts.size] += counts
         counts = block
     return counts
+
+
+def gather(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """``values[positions]``, in blocks of rows, since NumPy widens all positions to 64 bits first."""
+    gathered = np.empty(positions.shape, values.dtype)
+    rows = max(1, _BLOCK * len(positions) // max(1, positions.size))
+    for start in range(0, len(positions), rows):
+        gathered[start : start + rows] = values.take(positions[start : start + rows])
+    return gathered
 
 
 def members_by_class(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -24,4 +24,5 @@ for epoch in range(2):
         model(batch.images).sum().backward()
         epochs[-1].append(batch.ids.tolist())
 write(sys.argv[1], rank, epochs)
+dist.barrier()
 dist.destroy_process_group()
