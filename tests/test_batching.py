@@ -456,7 +456,7 @@ class Memory(Dataset):
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of private memory")
 def test_forked_workers_do_not_grow():
     labels = (np.arange(1_281_167) % 1000).astype(np.int16)
-    sampler = make(ShuffleSampler(labels.size), 64, labels=labels, grouping="class_mixed")
+    sampler = make(ShuffleSampler(labels.size), 4, labels=labels, grouping="class_mixed")
     loader = DataLoader(Memory(sampler), batch_sampler=sampler, num_workers=1, multiprocessing_context="fork")
     memory = [int(batch[-1]) for batch, _ in zip(loader, range(40), strict=False)]
     assert memory[-1] - memory[2] < 2 << 20

@@ -110,7 +110,7 @@ def test_missing_labels_are_named():
     pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
     with pytest.raises(ValueError, match="such as nan"):
         as_labels(pandas.Series([1, None, 2]))
-    with pytest.raises(ValueError, match="such as <NA>"):
+    with pytest.raises(ValueError, match="such as nan"):
         as_labels(pandas.Series([1, None, 2], dtype="Int64"))
     with pytest.raises(ValueError, match="1 nulls"):
         as_labels(pyarrow.array([1, None, 2]))
