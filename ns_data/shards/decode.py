@@ -6,6 +6,7 @@ torchvision refuse, Pillow decides with an allow-list of formats, so that it doe
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from collections.abc import Callable
 from functools import cache
@@ -67,7 +68,7 @@ def _with_simplejpeg(data: bytes, kind: str) -> Tensor:
     import simplejpeg
 
     if kind != "JPEG":
-        return _with_torchvision(data, kind)
+        return (_with_torchvision if _has_torchvision() else _with_pillow)(data, kind)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -96,10 +97,15 @@ DECODERS: dict[str, Callable[[bytes, str], Tensor]] = {
 @cache
 def _fastest() -> str:
     """The first decoder whose library is installed."""
-    for name, library in (("simplejpeg", "simplejpeg"), ("torchvision", "torchvision.io")):
-        try:
-            __import__(library)
-        except ImportError:
-            continue
-        return name
-    return "pillow"
+    if importlib.util.find_spec("simplejpeg") is not None:
+        return "simplejpeg"
+    return "torchvision" if _has_torchvision() else "pillow"
+
+
+@cache
+def _has_torchvision() -> bool:
+    try:
+        from torchvision.io import decode_image  # noqa: F401  (to be removed from torchvision, says its 0.29)
+    except ImportError:
+        return False
+    return True

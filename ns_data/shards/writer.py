@@ -183,12 +183,11 @@ def _write_shard(job: _Job, number: int, tell: Callable[[int], Any]) -> str:
     first = number * job.samples_per_shard
     try:
         with partial.open("wb") as file:
-            tar = TarWriter(file, mtime=0)
-            for position in range(first, first + job.size(number)):
-                row = int(job.order[position])
-                tar.write({"__key__": f"{position:09d}", **members_of(job.rows[row], job.encoding, f"sample {row}")})
-                tell(1)
-            tar.close()
+            with TarWriter(file, mtime=0) as tar:
+                for position in range(first, first + job.size(number)):
+                    row = int(job.order[position])
+                    tar.write({"__key__": f"{position:09d}", **members_of(job.rows[row], job.encoding, f"sample {row}")})
+                    tell(1)
             file.flush()
             os.fsync(file.fileno())
         digest = _digest_of_written(partial)

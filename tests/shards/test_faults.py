@@ -260,6 +260,15 @@ def test_a_bad_image_raises_naming_its_key(tmp_path):
         ShardDataset(folder)[5]
 
 
+def two_ranks(rank):
+    labels = np.arange(24) % 4
+    return GroupingBatchSampler(ShuffleSampler(24), 4, labels=labels, layout="1x2", rank=rank, world_size=2, seed=1)
+
+
+def plan_of_rank(rank):
+    return {i for batch in two_ranks(rank) for i in batch}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skip_keeps_batches_and_dissolves_groups(tmp_path, workers):
     from torch.utils.data import DataLoader
@@ -267,13 +276,13 @@ def test_skip_keeps_batches_and_dissolves_groups(tmp_path, workers):
     folder = broken_set(tmp_path, {3, 17})
     for rank in (0, 1):
         dataset = ShardDataset(folder, on_error="skip")
-        sampler = GroupingBatchSampler(
-            ShuffleSampler(24), 4, labels=dataset.labels, layout="1x2", rank=rank, world_size=2, seed=1
-        )
+        sampler = two_ranks(rank)
         with pytest.warns(UserWarning, match="skipped") if workers == 0 else open(os.devnull):
             batches = list(DataLoader(dataset, batch_sampler=sampler, collate_fn=NSCollator("1x2"), num_workers=workers))
         assert len(batches) == 3
-        mine = {i for batch in sampler for i in batch} & {3, 17}
+        seen = {int(i) for batch in batches for i in batch.ids}
+        mine = {3, 17} & plan_of_rank(rank)
+        assert seen == plan_of_rank(rank) - mine
         assert sum(int(batch.skipped) for batch in batches) == len(mine)
         assert sum(len(batch.groups) for batch in batches) == 6 - len(mine)  # the two never share a group with this seed
         assert [name.split()[-1] for name in dataset.skipped()] == [f"{i:06d}.jpg" for i in sorted(mine)]
