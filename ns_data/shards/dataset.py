@@ -123,8 +123,9 @@ class ShardDataset(PlannedDataset):
         super().__init__(transform, seed=seed)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.folder, self.decoder, self.max_skipped = Path(folder), decoder, max_skipped
-        index, self.description = load_index(self.folder if index_dir is None else index_dir)
+        self.folder, self.split, self.decoder, self.max_skipped = Path(folder), split, decoder, max_skipped
+        self.index_dir = self.folder if index_dir is None else Path(index_dir)
+        index, self.description = load_index(self.index_dir)
         splits = self.description["splits"]
         if split is not None and split not in splits:
             raise ValueError(f"{self.folder} has no split {split!r}: it has {', '.join(splits)}")
@@ -170,6 +171,10 @@ class ShardDataset(PlannedDataset):
                     os.posix_fadvise(self._open(number), offset, size, os.POSIX_FADV_WILLNEED)
                 except (ShardError, OSError, AttributeError):  # the read itself says what is wrong; macOS has no fadvise
                     return
+
+    def fingerprint(self) -> str:
+        """What decides the images, as far as the index knows it."""
+        return f"{self.split} {[(shard.name, shard.size, shard.headers, shard.sha256) for shard in self._shards]}"
 
     def skipped(self) -> list[str]:
         """Shard and member of every sample that could not be read so far, by any worker."""
