@@ -79,7 +79,7 @@ def fit(image_CHW: Tensor, size: int) -> Tensor:
 
 
 class Fit:
-    """The transform for evaluation: ``fit`` to a square of ``resize`` pixels (by default ``size``), of which the centre counts."""
+    """The transform for evaluation: ``fit`` to a square of ``resize`` pixels (by default ``size``) and take its centre."""
 
     num_draws = 0
 
@@ -175,7 +175,7 @@ class ResizedCropFlip:
         return (H - h) // 2, (W - w) // 2, h, w
 
     def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
-        top, left, h, w = self.box(*image_CHW.shape[1:], uniforms)
+        top, left, h, w = self.box(image_CHW.shape[1], image_CHW.shape[2], uniforms)
         part = resize(image_CHW[:, top : top + h, left : left + w], (self.size, self.size))
         return part.flip(2) if self.flip and uniforms[-1] < 0.5 else part
 

@@ -94,7 +94,11 @@ def test_batches_have_the_pixels_of_single_images(law):
 
 def test_both_ways_to_crop_agree():
     rng = np.random.default_rng(0)
-    images, corners, flipped = torch.stack([image(20, 24, s) for s in range(9)]), rng.integers(0, 5, (9, 2)), rng.random(9) < 0.5
+    images, corners, flipped = (
+        torch.stack([image(20, 24, s) for s in range(9)]),
+        rng.integers(0, 5, (9, 2)),
+        rng.random(9) < 0.5,
+    )
     assert torch.equal(_crops(images, corners, flipped, 16), _crops_by_gather(images, corners, flipped, 16))
 
 

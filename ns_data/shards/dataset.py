@@ -22,7 +22,7 @@ from ns_data.shards.tar import BLOCK, ShardError, short_name
 Sample = tuple[Any, int, int]  # image, label, id
 
 
-class PlannedDataset(Dataset[Sample], ABC):
+class PlannedDataset(Dataset["Sample | None"], ABC):
     """A map-style data set of ``(image, label, id)`` whose random draws follow the plan.
 
     Under a ``PlannedBatch`` every draw is seeded by (seed, epoch, batch number, slot). Otherwise it uses the process's
@@ -172,6 +172,10 @@ class ShardDataset(PlannedDataset):
                 except (ShardError, OSError, AttributeError):  # the read itself says what is wrong; macOS has no fadvise
                     return
 
+    def sizes(self) -> np.ndarray:
+        """Bytes of each encoded sample."""
+        return np.ascontiguousarray(self._index["size"])
+
     def fingerprint(self) -> str:
         """What decides the images, as far as the index knows it."""
         return f"{self.split} {[(shard.name, shard.size, shard.headers, shard.sha256) for shard in self._shards]}"
@@ -191,7 +195,9 @@ class ShardDataset(PlannedDataset):
             self._skipped[index] = True
             count = int(self._skipped.sum())
             if count > self.max_skipped:
-                raise ShardError(f"{count} samples could not be read, more than max_skipped={self.max_skipped}: {error}") from None
+                raise ShardError(
+                    f"{count} samples could not be read, more than max_skipped={self.max_skipped}: {error}"
+                ) from None
             return None
 
     def _open(self, number: int) -> int:

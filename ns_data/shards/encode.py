@@ -99,9 +99,7 @@ def _encode(payload: Any, encoding: Encoding) -> tuple[str, bytes]:
         return _EXTENSIONS[image_format(data)], data
     array = np.asarray(payload)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise ValueError(
-            f"an image must be bytes, text or uint8 of shape (H, W) or (H, W, 3), got {array.dtype} {array.shape}"
-        )
+        raise ValueError(f"an image must be bytes, text or uint8 of shape (H, W) or (H, W, 3), got {array.dtype} {array.shape}")
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     data = encoding.apply(buffer.getvalue())

@@ -243,7 +243,9 @@ def scan_shard(path: Path, label: str = "cls") -> Iterator[tuple[str, int, int, 
             folder, slash, base = name.rpartition("/")
             stem, dot, extension = base.partition(".")
             if not (stem and dot):
-                raise ShardError(f"{path}: member {name!r} at byte {position} has no key or no extension, so it is in no sample")
+                raise ShardError(
+                    f"{path}: member {name!r} at byte {position} has no key or no extension, so it is in no sample"
+                )
             key = folder + slash + stem
             if key != sample.key:
                 if sample.key is not None:

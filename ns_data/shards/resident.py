@@ -10,10 +10,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ns_data.augment import draw_keys, uniforms
 from ns_data.batching import PlannedBatch
@@ -47,7 +47,7 @@ class ResidentLoader:
         device: torch.device | str = "cpu",
         cache: bool = True,
     ) -> None:
-        transform = dataset.transform
+        transform: Any = dataset.transform
         if not hasattr(transform, "prepare") or not hasattr(transform, "batch"):
             raise ValueError(f"a resident set needs a transform such as Fit or CropFlip, got {type(transform).__name__}")
         self.dataset, self.batch_sampler, self.transform = dataset, batch_sampler, transform

@@ -28,7 +28,7 @@ class Member(NamedTuple):
     position: int
 
 
-def members(path: Path, fd: int, start: int = 0, end: int | None = None) -> Iterator[Member]:
+def members(path: Path, fd: int, start: int = 0, end: int | None = None, max_member: int = MAX_MEMBER) -> Iterator[Member]:
     """The files of the tar that fills ``fd`` from byte ``start`` to ``end``; ``path`` is for messages only."""
     end = os.fstat(fd).st_size if end is None else end
     if end == start:
@@ -43,7 +43,7 @@ def members(path: Path, fd: int, start: int = 0, end: int | None = None) -> Iter
         if not any(header):
             _check_only_zeros(path, fd, position, end)
             return
-        size, kind = read_header(path, header, position)
+        size, kind = read_header(path, header, position, max_member)
         offset = position + BLOCK
         following = offset + (size + BLOCK - 1) // BLOCK * BLOCK
         if following > end:
@@ -66,7 +66,7 @@ def members(path: Path, fd: int, start: int = 0, end: int | None = None) -> Iter
         position = following
 
 
-def read_header(path: Path, header: bytes, position: int) -> tuple[int, bytes]:
+def read_header(path: Path, header: bytes, position: int, max_member: int = MAX_MEMBER) -> tuple[int, bytes]:
     """(size, kind) of a member, its checksum verified."""
     try:
         checksum = _number(header[148:156])
@@ -75,8 +75,8 @@ def read_header(path: Path, header: bytes, position: int) -> tuple[int, bytes]:
         checksum = size = -1
     if checksum != 256 + sum(header[:148]) + sum(header[156:]):
         raise ShardError(f"{path}: damaged header at byte {position}")
-    if not 0 <= size <= MAX_MEMBER:
-        raise ShardError(f"{path}: member at byte {position} declares {size} bytes, more than {MAX_MEMBER}")
+    if not 0 <= size <= max_member:
+        raise ShardError(f"{path}: member at byte {position} declares {size} bytes, more than {max_member}")
     return size, header[156:157]
 
 
@@ -110,7 +110,7 @@ def _check_only_zeros(path: Path, fd: int, position: int, end: int) -> None:
     if end - position < 2 * BLOCK:
         raise ShardError(f"{path}: only one zero block at byte {position}: the end marker was cut")
     while position < end:
-        block = os.pread(fd, 1 << 20, position)
+        block = os.pread(fd, min(1 << 20, end - position), position)
         if any(block):
             raise ShardError(f"{path}: data after the end marker at byte {position}: a hole in the file?")
         position += len(block)

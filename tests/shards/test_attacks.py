@@ -52,7 +52,9 @@ def test_the_bomb_works(tmp_path):
     assert (tmp_path / "here").exists()
 
 
-@pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "PYD", "pyd.gz", "x.pkl", "pth", "npy", "npz", "yaml", "cbor", "mp"])
+@pytest.mark.parametrize(
+    "extension", ["pyd", "pkl", "pickle", "PYD", "pyd.gz", "x.pkl", "pth", "npy", "npz", "yaml", "cbor", "mp"]
+)
 def test_members_of_pickles_and_their_like_are_never_read(tmp_path, marker, extension):
     bomb = pickle.dumps(Bomb(marker))
     if extension == "pth":
@@ -81,7 +83,7 @@ def test_a_pickle_as_label_is_text_that_is_no_class_id(tmp_path, marker, label):
 def test_names_are_names_and_no_commands(tmp_path, marker, name, monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", f"{tmp_path}=pipe:touch {marker};")
     folder = tmp_path / name.replace("MARK", str(marker)).replace("/", "_")
-    with pytest.raises(ShardError, match="holds no .tar shard|has no dataset.json"):
+    with pytest.raises(ShardError, match=r"holds no .tar shard|has no dataset.json"):
         index_shards(folder)
     folder.mkdir()
     (folder / "a-0.tar").write_bytes(tar_bytes([("a.jpg", picture(1)), ("a.cls", b"0")]))
@@ -99,7 +101,7 @@ def test_eps_behind_jpg_starts_no_ghostscript(tmp_path, marker, decoder, monkeyp
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     folder = folder_with(tmp_path, ("a.jpg", eps), ("a.cls", b"0"))
     index_shards(folder)
-    with pytest.raises(ShardError, match="member a.jpg: not a readable JPEG, PNG, WEBP image"):
+    with pytest.raises(ShardError, match=r"member a.jpg: not a readable JPEG, PNG, WEBP image"):
         ShardDataset(folder, decoder=decoder)[0]
     with pytest.raises(ValueError, match="sample 0: not a readable"):
         write_shards([(eps, 0)], tmp_path / "out", progress=False)
@@ -134,7 +136,7 @@ def jpeg_of(width, height):
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bombs_are_refused_by_their_header(decoder, data):
-    with pytest.raises(ValueError, match="larger than 67108864|decompression bomb|exceeds limit"):
+    with pytest.raises(ValueError, match=r"larger than 67108864|decompression bomb|exceeds limit"):
         decode_image(data, decoder)
 
 
@@ -165,14 +167,15 @@ def test_a_pickled_index_is_refused(tmp_path, marker):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("shard", 7), ("offset", 1 << 60), ("offset", 0), ("size", 0xFFFFFFFF), ("size", 20_000), ("label", -1), ("label", 99)]
+    ("field", "value"),
+    [("shard", 7), ("offset", 1 << 60), ("offset", 0), ("size", 0xFFFFFFFF), ("size", 20_000), ("label", -1), ("label", 99)],
 )
 def test_a_hostile_index_points_nowhere(tmp_path, field, value):
     folder = indexed(tmp_path)
     index = np.load(folder / "index.npy")
     index[field][1] = value
     np.save(folder / "index.npy", index)
-    with pytest.raises(ShardError, match="points outside|beyond its 2 classes|changed after|missing"):
+    with pytest.raises(ShardError, match=r"points outside|beyond its 2 classes|changed after|missing"):
         ShardDataset(folder)[1]
 
 
@@ -226,7 +229,16 @@ def test_a_description_that_is_none(tmp_path, text):
 
 def test_the_package_never_unpickles():
     """No call of ours loads a pickle, evaluates text or starts a shell."""
-    banned = ("pickle.load(", "pickle.loads(", "allow_pickle=True", "weights_only=False", "shell=True", "yaml.load(", "os.system", "xdecode")
+    banned = (
+        "pickle.load(",
+        "pickle.loads(",
+        "allow_pickle=True",
+        "weights_only=False",
+        "shell=True",
+        "yaml.load(",
+        "os.system",
+        "xdecode",
+    )
     for path in (Path(__file__).parents[2] / "ns_data" / "shards").rglob("*.py"):
         text = path.read_text()
         assert not [word for word in banned if word in text], path

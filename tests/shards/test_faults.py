@@ -162,7 +162,7 @@ def test_foreign_folders_are_explained(tmp_path):
     with pytest.raises(ShardError, match=r"holds no \.tar shard"):
         index_shards(tmp_path)
     (tmp_path / "a-0.tar.gz").write_bytes(gzip.compress(GOOD))
-    with pytest.raises(ShardError, match="unpack .tar.gz"):
+    with pytest.raises(ShardError, match=r"unpack .tar.gz"):
         index_shards(tmp_path)
     with pytest.raises(ShardError, match=r"has no dataset\.json"):
         ShardDataset(tmp_path)
@@ -291,11 +291,9 @@ def test_skip_keeps_batches_and_dissolves_groups(tmp_path, workers):
 def test_skip_has_a_cap(tmp_path):
     dataset = ShardDataset(broken_set(tmp_path, {1, 2, 3}), on_error="skip", max_skipped=2)
     with pytest.warns(UserWarning, match="skipped"):
-        assert dataset[1] is None
-        assert dataset[1] is None  # the same sample again counts once
-        assert dataset[2] is None
-        with pytest.raises(ShardError, match="3 samples could not be read, more than max_skipped=2"):
-            dataset[3]
+        assert [dataset[i] for i in (1, 1, 2)] == [None] * 3  # the same sample again counts once
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ShardError, match=r"3 samples could .* max_skipped=2"):
+        dataset[3]
     assert dataset[4] is not None
 
 
@@ -305,10 +303,10 @@ def test_a_shard_that_vanishes_is_skipped_sample_by_sample_and_named(tmp_path):
     dataset = ShardDataset(folder, on_error="skip", max_skipped=5)
     assert dataset[0] is not None
     (folder / "train-000001.tar").unlink()
-    with pytest.warns(UserWarning, match="train-000001.tar is missing"):
+    with pytest.warns(UserWarning, match=r"train-000001.tar is missing"):
         assert [dataset[i] for i in range(10, 15)] == [None] * 5
-        with pytest.raises(ShardError, match="6 samples could not be read"):
-            dataset[15]
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ShardError, match="6 samples could not be read"):
+        dataset[15]
 
 
 def test_bad_options_are_refused(tmp_path):

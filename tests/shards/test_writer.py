@@ -197,12 +197,11 @@ def test_wrong_samples_are_refused_by_number(tmp_path, sample, message):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"samples_per_shard": 0}, "samples_per_shard"), ({"quality": 0}, "quality"), ({"max_side": 0}, "max_side")]
+    ("options", "message"),
+    [({"samples_per_shard": 0}, "samples_per_shard"), ({"quality": 0}, "quality"), ({"max_side": 0}, "max_side")],
 )
 def test_wrong_options_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         write_shards(SAMPLES, tmp_path, progress=False, **options)
     with pytest.raises(ValueError, match="no samples to write"):
         write_shards([], tmp_path, progress=False)
-
-
