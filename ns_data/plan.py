@@ -92,6 +92,47 @@ class Plan:
             else:
                 report.dropped += ids.size
 
+    def lane_batches(
+        self, windows: Iterable[np.ndarray], tail: np.ndarray, epoch: int, report: EpochReport
+    ) -> Iterator[GlobalBatch]:
+        """Deal ``windows`` of shape (lanes, W) into global batches of the same number of ids from each lane, lane after lane.
+
+        Groups are formed inside a lane and window. What fills no row of groups in all lanes makes the last batch with ``tail``.
+        """
+        m, number = self.group_size, 0
+        pending = rest = np.empty((0, 0), np.int64)  # grouped ids that wait for a batch, ids that wait for a group
+        for window, table in enumerate(windows):
+            lanes = len(table)
+            size = self.batch_size // lanes
+            if not pending.size:
+                pending = np.empty((lanes, 0), np.int64)
+            joined = np.concatenate([rest, table], axis=1) if rest.size else table
+            whole = joined.shape[1] // m * m
+            rest = joined[:, whole:]
+            dealt = []
+            for lane in range(lanes if whole else 0):
+                ids, rng = joined[lane, :whole], np.random.default_rng([self.seed, epoch, window, lane])
+                deal_of_lane = deal(self.rule, self.surplus, ids, self.labels[ids], m, rng, self.stats)
+                report.relaxed += deal_of_lane.relaxed
+                dealt.append(deal_of_lane.table_GM.reshape(-1))
+            pending = np.concatenate([pending, np.stack(dealt)], axis=1) if dealt else pending
+            full = pending.shape[1] // size
+            for part in range(full):
+                ids = pending[:, part * size : (part + 1) * size].reshape(-1)
+                yield self._count(GlobalBatch(number, ids, self.batch_size // m), report)
+                number += 1
+            pending = pending[:, full * size :]
+        ids = np.concatenate([rest.reshape(-1), tail])
+        rng = np.random.default_rng([self.seed, epoch, 1 << 31])
+        last = deal(self.rule, self.surplus, ids, self.labels[ids], m, rng, self.stats)
+        report.relaxed += last.relaxed
+        grouped = np.concatenate([pending.reshape(-1), last.table_GM.reshape(-1)])
+        ids = np.concatenate([grouped, last.ungrouped])
+        if self._keeps_last(ids.size):
+            yield self._count(GlobalBatch(number, ids, grouped.size // m), report)
+        else:
+            report.dropped += ids.size
+
     def _count(self, batch: GlobalBatch, report: EpochReport) -> GlobalBatch:
         report.samples += batch.ids.size
         report.groups += batch.num_groups

@@ -18,6 +18,7 @@ ORDER = [
     "layout",
     "stats",
     "grouping",
+    "locality",
     "sampling",
     "plan",
     "batching",

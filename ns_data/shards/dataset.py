@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from ns_data.augment import draw_keys, seeded, uniforms
 from ns_data.batching import PlannedBatch, swallowed_plan
 from ns_data.shards.index import Shard, check_row, check_unchanged, load_index
+from ns_data.shards.skips import Skips
 from ns_data.shards.tar import BLOCK, ShardError, short_name
 
 Sample = tuple[Any, int, int]  # image, label, id
@@ -121,9 +121,7 @@ class ShardDataset(PlannedDataset):
         max_skipped: int = 100,
     ) -> None:
         super().__init__(transform, seed=seed)
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.folder, self.split, self.decoder, self.max_skipped = Path(folder), split, decoder, max_skipped
+        self.folder, self.split, self.decoder = Path(folder), split, decoder
         self.index_dir = self.folder if index_dir is None else Path(index_dir)
         index, self.description = load_index(self.index_dir)
         splits = self.description["splits"]
@@ -140,8 +138,12 @@ class ShardDataset(PlannedDataset):
         self._offsets = index["offset"]
         self._files: dict[int, int] = {}  # open shards of this process
         self._pid = os.getpid()
-        # One flag a sample, shared with workers: setting it twice is no race, and the count is of distinct samples.
-        self._skipped = torch.zeros(len(self), dtype=torch.bool).share_memory_() if on_error == "skip" else None
+        self._skips = Skips.by_policy(on_error, len(self), max_skipped)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Samples in each shard of the split, for ``ShuffleSampler(..., shards=...)``."""
+        return np.unique(self._index["shard"], return_counts=True)[1].tolist()
 
     def read_bytes(self, index: int) -> bytes:
         """The encoded image (or text) of sample ``index``."""
@@ -182,22 +184,15 @@ class ShardDataset(PlannedDataset):
 
     def skipped(self) -> list[str]:
         """Shard and member of every sample that could not be read so far, by any worker."""
-        return [] if self._skipped is None else [self._name(index) for index in self._skipped.nonzero()[:, 0].tolist()]
+        return [] if self._skips is None else [self._name(index) for index in self._skips.ids()]
 
     def _sample(self, index: int, key: np.ndarray | None) -> Sample | None:
         try:
             return super()._sample(index, key)
         except ShardError as error:
-            if self._skipped is None:
+            if self._skips is None:
                 raise
-            if not self._skipped[index]:
-                warnings.warn(f"skipped: {error}", stacklevel=2)
-            self._skipped[index] = True
-            count = int(self._skipped.sum())
-            if count > self.max_skipped:
-                raise ShardError(
-                    f"{count} samples could not be read, more than max_skipped={self.max_skipped}: {error}"
-                ) from None
+            self._skips.add(int(index), error)
             return None
 
     def _open(self, number: int) -> int:
