@@ -173,3 +173,27 @@ def test_the_resident_cache_follows_the_shards(tmp_path):
         ResidentLoader(dataset, [[0]])
     with pytest.raises(ValueError, match="a resident set needs a transform"):
         ResidentLoader(ShardDataset(tmp_path), [[0]])
+
+
+def stubborn(image):
+    """A transform that takes a while, so that a worker is killed in the middle of a batch."""
+    import time
+
+    time.sleep(0.01)
+    return image[:, :4, :4]
+
+
+def test_a_killed_worker_ends_loudly_and_the_state_goes_on(folder):
+    import os
+    import signal
+
+    dataset = ShardDataset(folder, transform=stubborn)
+    expected, sampler = batches_of(dataset, "shuffle", 0)
+    sampler = sampler_of(dataset, "shuffle", 0)
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=NSCollator(LAYOUT), num_workers=1)
+    batches = iter(loader)
+    assert equal([next(batches)], expected[:1])
+    os.kill(batches._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"killed by signal|exited unexpectedly"):
+        list(batches)
+    assert equal(batches_of(dataset, "shuffle", 0, state=sampler.state_dict(batches_done=1))[0], expected[1:])
