@@ -222,7 +222,8 @@ def index_size(root: Path, entries: int = 1_281_167) -> str:
     np.ascontiguousarray(opened["label"])
     labels = time.perf_counter() - start
     megabytes, milliseconds = path.stat().st_size / 1e6, 1000 * statistics.median(times)
-    return f"{entries:,} entries: {megabytes:.1f} MB, opened in {milliseconds:.2f} ms; reading all labels once takes {1000 * labels:.1f} ms."
+    opened_in = f"{megabytes:.1f} MB, opened in {milliseconds:.2f} ms"
+    return f"{entries:,} entries: {opened_in}; reading all labels once takes {1000 * labels:.1f} ms."
 
 
 def machine() -> str:

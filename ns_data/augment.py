@@ -94,12 +94,12 @@ class Fit:
         cut = (self.resize - self.size) // 2
         return image_CHW[:, cut : cut + self.size, cut : cut + self.size]
 
-    def batch(self, images_BCHW: Tensor, uniforms: np.ndarray) -> Tensor:
-        """The random part for prepared images, given (B, num_draws) uniforms: the same pixels as one by one."""
-        return images_BCHW
+    def batch(self, images_NCHW: Tensor, ids: np.ndarray, uniforms: np.ndarray) -> Tensor:
+        """Chosen ones of the prepared images, given (B, num_draws) uniforms: the same pixels as one by one."""
+        return images_NCHW[torch.from_numpy(ids).to(images_NCHW.device)]
 
     def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
-        return self.batch(self.prepare(image_CHW)[None], uniforms[None])[0]
+        return self.prepare(image_CHW)
 
 
 class CropFlip:
@@ -111,38 +111,41 @@ class CropFlip:
         self.size, self.padding, self.flip = size, padding, flip
 
     def prepare(self, image_CHW: Tensor) -> Tensor:
-        return fit(image_CHW, self.size)
+        return F.pad(fit(image_CHW, self.size), (self.padding,) * 4)
 
-    def batch(self, images_BCHW: Tensor, uniforms: np.ndarray) -> Tensor:
-        padded = F.pad(images_BCHW, (self.padding,) * 4)
+    def batch(self, images_NCHW: Tensor, ids: np.ndarray, uniforms: np.ndarray) -> Tensor:
         corners = (uniforms[:, :2] * (2 * self.padding + 1)).astype(np.int64)
         flipped = uniforms[:, 2] < 0.5 if self.flip else np.zeros(len(uniforms), bool)
-        cut = _crops if images_BCHW.device.type == "cpu" else _crops_by_gather
-        return cut(padded, corners, flipped, self.size)
+        cut = _crops if images_NCHW.device.type == "cpu" else _crops_by_gather
+        return cut(images_NCHW, ids, corners, flipped, self.size)
 
     def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
-        image_CHW = F.pad(fit(image_CHW, self.size), (self.padding,) * 4)
+        image_CHW = self.prepare(image_CHW)
         top, left = (int(u * (2 * self.padding + 1)) for u in uniforms[:2])
         image_CHW = image_CHW[:, top : top + self.size, left : left + self.size]
         return image_CHW.flip(2) if self.flip and uniforms[2] < 0.5 else image_CHW
 
 
-def _crops(images_BCHW: Tensor, corners: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
-    """A square of each image from its (top, left) corner, some mirrored. NumPy copies whole windows: twice as fast on a CPU."""
-    windows = sliding_window_view(images_BCHW.numpy(), (size, size), axis=(2, 3))
-    cut = windows[np.arange(len(corners)), :, corners[:, 0], corners[:, 1]]
-    cut[flipped] = cut[flipped][..., ::-1]
-    return torch.from_numpy(cut)
+def _crops(images_NCHW: Tensor, ids: np.ndarray, corners: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
+    """A square of each chosen image from its (top, left) corner, some mirrored. NumPy copies whole windows: fast on a CPU."""
+    images = images_NCHW.numpy()
+    out = np.empty((len(ids), images.shape[1], size, size), np.uint8)
+    top, left = corners.T
+    for chosen, source, start in ((~flipped, images, left), (flipped, images[..., ::-1], images.shape[3] - size - left)):
+        windows = sliding_window_view(source, (size, size), axis=(2, 3))
+        out[chosen] = windows[ids[chosen], :, top[chosen], start[chosen]]
+    return torch.from_numpy(out)
 
 
-def _crops_by_gather(images_BCHW: Tensor, corners: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
+def _crops_by_gather(images_NCHW: Tensor, ids: np.ndarray, corners: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
     """The same on any device, in one gather."""
-    B, C, _, W = images_BCHW.shape
-    rows_BH = corners[:, :1] + np.arange(size)
-    columns_BW = corners[:, 1:] + np.where(flipped[:, None], np.arange(size)[::-1], np.arange(size))
-    rows, columns = torch.from_numpy(rows_BH).to(images_BCHW.device), torch.from_numpy(columns_BW).to(images_BCHW.device)
-    places_BP = (rows[:, :, None] * W + columns[:, None, :]).flatten(1)
-    return images_BCHW.flatten(2).gather(2, places_BP[:, None].expand(-1, C, -1)).view(B, C, size, size)
+    device, (C, W) = images_NCHW.device, (images_NCHW.shape[1], images_NCHW.shape[3])
+    rows_BH = torch.from_numpy(corners[:, :1] + np.arange(size)).to(device)
+    steps = np.where(flipped[:, None], np.arange(size)[::-1], np.arange(size))
+    columns_BW = torch.from_numpy(corners[:, 1:] + steps).to(device)
+    places_BP = (rows_BH[:, :, None] * W + columns_BW[:, None, :]).flatten(1)
+    chosen = images_NCHW[torch.from_numpy(ids).to(device)].flatten(2)
+    return chosen.gather(2, places_BP[:, None].expand(-1, C, -1)).view(len(ids), C, size, size)
 
 
 class ResizedCropFlip:

@@ -55,7 +55,7 @@ class ResidentLoader:
         self.group_size = None if chosen is None else Layout.parse(chosen).group_size
         images = _cached_images(dataset) if cache and isinstance(dataset, ShardDataset) else _prepared_images(dataset)
         self.images_NCHW = torch.from_numpy(images).to(device)
-        self.labels_N = torch.from_numpy(np.asarray(dataset.labels, np.int64)).to(device)
+        self.labels_N = torch.from_numpy(np.asarray(dataset.labels, np.int64))
 
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
@@ -67,14 +67,15 @@ class ResidentLoader:
     def batch(self, ids: list[int]) -> GroupedBatch:
         """The batch of these ids."""
         count = len(ids)
-        ids_B = torch.tensor(list(ids))
-        flat = self.images_NCHW.flatten(1).index_select(0, ids_B.to(self.images_NCHW.device))
-        images_BCHW = self.transform.batch(flat.view(count, *self.images_NCHW.shape[1:]), self._uniforms(ids))
-        group_size = self.group_size or max(1, count + 1)
+        rows = np.array(ids, np.int64)
+        images_BCHW = self.transform.batch(self.images_NCHW, rows, self._uniforms(ids))
+        group_size = self.group_size or count + 1
         num_groups = count // group_size
         groups_GM = torch.arange(num_groups * group_size).view(num_groups, group_size)
-        labels_B = self.labels_N[ids_B.to(self.labels_N.device)]
-        return GroupedBatch(images_BCHW, labels_B, ids_B, groups_GM, torch.tensor(0)).to(self.images_NCHW.device)
+        ids_B = torch.from_numpy(rows)
+        labels_B = self.labels_N[ids_B]
+        batch = GroupedBatch(images_BCHW, labels_B, ids_B, groups_GM, torch.tensor(0))
+        return batch if self.images_NCHW.device.type == "cpu" else batch.to(self.images_NCHW.device)
 
     def _uniforms(self, ids: list[int]) -> np.ndarray:
         count = self.transform.num_draws
@@ -85,7 +86,7 @@ class ResidentLoader:
 
 
 def _prepared_images(dataset: PlannedDataset) -> np.ndarray:
-    """All images after the part of the transform that draws nothing, shape (N, 3, H, W)."""
+    """All images after the part of the transform that draws nothing (scaled, padded), shape (N, 3, H, W)."""
     images: np.ndarray | None = None
     for index in range(len(dataset)):
         image = dataset.transform.prepare(dataset.read(index))  # type: ignore[union-attr]
