@@ -1,6 +1,6 @@
 """Loading speed: our shards beside WebDataset and ImageFolder with Pillow, on generated JPEGs; resident sets; index size.
 
-    python benchmarks/loading.py [--samples 320] [--rounds 3] [--images 512]
+    python benchmarks/loading.py [--samples 320] [--rounds 3] [--images 768]
 
 Every method gets the same files, makes batches of 64 random resized crops of 224 pixels with flips, and ends in normalised
 floats. Methods run interleaved in one process, medians over the rounds; the table goes to benchmarks/results/loading.md.
@@ -9,6 +9,7 @@ floats. Methods run interleaved in one process, medians over the rounds; the tab
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import os
 import platform
@@ -66,6 +67,11 @@ def make_files(root: Path, count: int) -> None:
     write_shards([(data, i % 10) for i, data in enumerate(images)], root / "shards", samples_per_shard=128, progress=False)
 
 
+def processes(workers: int) -> dict[str, Any]:
+    """Workers live on from epoch to epoch, so that starting them is not measured."""
+    return {"num_workers": workers, "persistent_workers": workers > 0}
+
+
 def pil_transform() -> Any:
     return T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(MEAN, STD)])
 
@@ -74,7 +80,7 @@ def ours(root: Path, workers: int, decoder: str) -> Iterator[int]:
     data = ShardDataset(root / "shards", "train", ResizedCropFlip(224), decoder=decoder)
     epoch = 0
     sampler = GroupingBatchSampler(ShuffleSampler(data.labels), BATCH, drop_last=True, labels=data.labels, layout="2x2")
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=NSCollator("2x2"), num_workers=workers)
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=NSCollator("2x2"), **processes(workers))
     while True:
         sampler.set_epoch(epoch)
         for batch in loader:
@@ -88,7 +94,7 @@ def webdataset_pil(root: Path, workers: int) -> Iterator[int]:
 
     urls = [str(path) for path in sorted((root / "shards").glob("*.tar"))]
     stream = wds.WebDataset(urls, shardshuffle=len(urls)).shuffle(256).decode("pil").to_tuple("jpg", "cls")
-    loader = DataLoader(stream.map_tuple(pil_transform(), int).batched(BATCH), batch_size=None, num_workers=workers)
+    loader = DataLoader(stream.map_tuple(pil_transform(), int).batched(BATCH), batch_size=None, **processes(workers))
     while True:
         for images, _ in loader:
             yield len(images)
@@ -96,7 +102,34 @@ def webdataset_pil(root: Path, workers: int) -> Iterator[int]:
 
 def image_folder_pil(root: Path, workers: int) -> Iterator[int]:
     data = torchvision.datasets.ImageFolder(str(root / "folders"), pil_transform())
-    loader = DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True)
+    loader = DataLoader(data, BATCH, shuffle=True, drop_last=True, **processes(workers))
+    while True:
+        for images, _ in loader:
+            yield len(images)
+
+
+def litdata_sample(path: str) -> dict[str, Any]:
+    return {"image": Path(path).read_bytes(), "label": int(Path(path).parent.name)}
+
+
+def make_litdata(root: Path) -> None:
+    """litdata's own chunks of the same JPEG bytes."""
+    from litdata import optimize
+
+    paths = sorted(str(path) for path in (root / "folders").rglob("*.jpg"))
+    np.random.default_rng(0).shuffle(paths)
+    optimize(fn=litdata_sample, inputs=paths, output_dir=str(root / "chunks"), chunk_bytes="16MB", num_workers=1)
+
+
+def litdata_decode(sample: dict[str, Any]) -> tuple[Any, int]:
+    return pil_transform()(Image.open(io.BytesIO(sample["image"]))), sample["label"]
+
+
+def litdata_pil(root: Path, workers: int) -> Iterator[int]:
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    data = StreamingDataset(str(root / "chunks"), shuffle=True, transform=litdata_decode)
+    loader = StreamingDataLoader(data, batch_size=BATCH, **processes(workers))
     while True:
         for images, _ in loader:
             yield len(images)
@@ -105,6 +138,7 @@ def image_folder_pil(root: Path, workers: int) -> Iterator[int]:
 METHODS: dict[str, Callable[[Path, int], Iterator[int]]] = {
     "WebDataset + Pillow": webdataset_pil,
     "ImageFolder + Pillow": image_folder_pil,
+    **({"litdata + Pillow": litdata_pil} if importlib.util.find_spec("litdata") else {}),
     **{f"ours, {name}": lambda root, workers, name=name: ours(root, workers, name) for name in DECODERS},
 }
 
@@ -243,12 +277,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=768)
     options = parser.parse_args()
     lines = ["# Loading", "", machine(), ""]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_files(root, options.images)
+        if "litdata + Pillow" in METHODS:
+            make_litdata(root)
         mean = statistics.mean(path.stat().st_size for path in islice((root / "folders").rglob("*.jpg"), 200))
         lines += [f"JPEG 500x375 of {mean / 1000:.0f} kB to 224, random resized crop and flip, batches of {BATCH}, warm files;"]
         lines += [
