@@ -42,6 +42,7 @@ _PUBLIC = {
     "index_shards": "shards.index",
     "ShardError": "shards.index",
     "ShardDataset": "shards.dataset",
+    "PlannedStream": "shards.stream",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -20,7 +20,7 @@ from torch.utils.data import BatchSampler, DistributedSampler, Sampler
 from ns_data.choose import choose
 from ns_data.grouping import GROUPINGS, Rule, class_mixed
 from ns_data.layout import Layout
-from ns_data.plan import EpochReport, Plan, check_plan_state, plan_state, slice_of_rank
+from ns_data.plan import EpochReport, GlobalBatch, Plan, check_plan_state, plan_state, slice_of_rank
 from ns_data.sampling import EpochSampler, ShuffleSampler
 from ns_data.stats import ClassStats, as_labels
 
@@ -158,6 +158,16 @@ class GroupingBatchSampler(BatchSampler):
             )
         if isinstance(sampler, EpochSampler) and sampler.population != stats.total:
             raise ValueError(f"the sampler draws from {sampler.population} samples, but there are {stats.total} labels")
+        locality = sampler.locality if isinstance(sampler, EpochSampler) else None
+        if locality is not None:
+            lanes, global_size = locality.lanes, self.batch_size * self.world_size
+            if global_size % (lanes * group_size) or lanes % self.world_size:
+                raise ValueError(
+                    f"{lanes} lanes do not divide the global batch of {global_size} into whole groups of {group_size} for "
+                    f"{self.world_size} ranks: choose lanes as a multiple of the ranks that divides {global_size // group_size}"
+                )
+            if self.surplus == "drop":
+                raise ValueError("surplus='drop' would drop another number in every window of a lane: use surplus='relax'")
         if self.surplus == "drop":
             if not isinstance(sampler, ShuffleSampler):
                 raise ValueError(
@@ -205,6 +215,13 @@ class GroupingBatchSampler(BatchSampler):
             while (window := np.fromiter(islice(ids, self.window), np.int64)).size:
                 yield window
 
+    def global_batches(self, epoch: int, report: EpochReport) -> Iterator[GlobalBatch]:
+        """The global batches of an epoch, the same on every rank."""
+        if isinstance(self.sampler, EpochSampler) and self.sampler.locality is not None:
+            windows, tail = self.sampler.lane_windows(epoch)
+            return self._plan.lane_batches(windows, tail, epoch, report)
+        return self._plan.batches(self._windows(epoch), epoch, report)
+
     def __iter__(self) -> Iterator[list[int]]:
         epoch, group_size = self.epoch, self.layout.group_size
         start = self._resume[1] if self._resume is not None and self._resume[0] == epoch else 0
@@ -212,7 +229,7 @@ class GroupingBatchSampler(BatchSampler):
         self._warn_if_repeated(epoch, start)
         self.report = report = self._plan.report(each_once=isinstance(self.sampler, ShuffleSampler))
         self._position = (epoch, start)
-        for batch in self._plan.batches(self._windows(epoch), epoch, report):
+        for batch in self.global_batches(epoch, report):
             if batch.number < start:
                 continue
             first, last = slice_of_rank(batch, group_size, self.rank, self.world_size)
@@ -230,6 +247,11 @@ class GroupingBatchSampler(BatchSampler):
             )
         if start == 0:
             self._started = epoch
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class id of each sample."""
+        return self._plan.labels
 
     def settings(self) -> dict[str, Any]:
         """What decides the batches beside the epoch; two samplers with equal settings make equal global batches."""

@@ -39,6 +39,11 @@ class EpochReport:
     dropped: int = 0  # left out, by surplus="drop" or with an incomplete last batch
     seen: np.ndarray | None = field(default=None, repr=False)  # of each sample, unless the sampler draws everybody once
 
+    def counts(self) -> dict[str, Any]:
+        """All counts, and the share seen, by name."""
+        names = ("samples", "groups", "relaxed", "ungrouped", "dropped", "empty_classes")
+        return {**{name: getattr(self, name) for name in names}, "share_seen": self.share_seen}
+
     @property
     def share_seen(self) -> float:
         """Share of the data set that is in the batches dealt so far."""
@@ -112,19 +117,63 @@ class Plan:
             if ids.size < self.batch_size and not self._keeps_last(ids.size):
                 report.dropped += ids.size
                 continue
-            report.samples += ids.size
-            report.groups += groups
-            report.ungrouped += ids.size - groups * self.group_size
-            if report.seen is not None:
-                report.seen[ids] = True
-            yield GlobalBatch(number, ids, groups)
+            yield self._count(GlobalBatch(number, ids, groups), report)
             number += 1
+
+    def lane_batches(
+        self, windows: Iterable[np.ndarray], tail: np.ndarray, epoch: int, report: EpochReport
+    ) -> Iterator[GlobalBatch]:
+        """Deal ``windows`` of shape (lanes, W) into global batches of the same number of ids from each lane, lane after lane.
+
+        Groups are formed inside a lane and window. What fills no row of groups in all lanes makes the last batch with ``tail``.
+        """
+        m, number = self.group_size, 0
+        pending = rest = np.empty((0, 0), np.int64)  # grouped ids that wait for a batch, ids that wait for a group
+        for window, table in enumerate(windows):
+            lanes = len(table)
+            size = self.batch_size // lanes
+            if not pending.size:
+                pending = np.empty((lanes, 0), np.int64)
+            joined = np.concatenate([rest, table], axis=1) if rest.size else table
+            whole = joined.shape[1] // m * m
+            rest = joined[:, whole:]
+            dealt = []
+            for lane in range(lanes if whole else 0):
+                ids, rng = joined[lane, :whole], np.random.default_rng([*self.seeds, epoch, window, lane])
+                deal_of_lane = deal(self.rule, self.surplus, ids, self.labels[ids], m, rng, self.stats)
+                report.relaxed += deal_of_lane.relaxed
+                dealt.append(deal_of_lane.table_GM.reshape(-1))
+            pending = np.concatenate([pending, np.stack(dealt)], axis=1) if dealt else pending
+            full = pending.shape[1] // size
+            for part in range(full):
+                ids = pending[:, part * size : (part + 1) * size].reshape(-1)
+                yield self._count(GlobalBatch(number, ids, self.batch_size // m), report)
+                number += 1
+            pending = pending[:, full * size :]
+        ids = np.concatenate([rest.reshape(-1), tail])
+        rng = np.random.default_rng([*self.seeds, epoch, 1 << 31])
+        table, left, _, relaxed = deal(self.rule, self.surplus, ids, self.labels[ids], m, rng, self.stats)
+        report.relaxed += relaxed
+        grouped = np.concatenate([pending.reshape(-1), table.reshape(-1)])
+        ids = np.concatenate([grouped, left])
+        if self._keeps_last(ids.size):
+            yield self._count(GlobalBatch(number, ids, grouped.size // m), report)
+        else:
+            report.dropped += ids.size
+
+    def _count(self, batch: GlobalBatch, report: EpochReport) -> GlobalBatch:
+        report.samples += batch.ids.size
+        report.groups += batch.num_groups
+        report.ungrouped += batch.ids.size - batch.num_groups * self.group_size
+        if report.seen is not None:
+            report.seen[batch.ids] = True
+        return batch
 
     def digest(self) -> str:
         """Fingerprint of the labels, the same whatever integer type holds them."""
         digest = hashlib.sha256()
         for start in range(0, self.labels.size, 1 << 20):
-            digest.update(np.ascontiguousarray(self.labels[start : start + (1 << 20)], np.int32))
+            digest.update(np.ascontiguousarray(self.labels[start : start + (1 << 20)], np.int32).data)
         return digest.hexdigest()[:16]
 
 

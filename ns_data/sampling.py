@@ -26,6 +26,7 @@ from torch.utils.data import Sampler
 
 from ns_data.choose import choose
 from ns_data.drawing import AliasTable, Members, Turns
+from ns_data.locality import Locality
 from ns_data.stats import ClassStats, as_labels, position_dtype
 
 _CHUNK = 1 << 14
@@ -41,6 +42,21 @@ class EpochSampler(Sampler[int], ABC):
         self.num_samples = num_samples
         self.seed = seed
         self.epoch = 0
+        self.locality: Locality | None = None  # None: any order
+
+    def local(self, shards: Any, lanes: int | None = None, **options: Any) -> EpochSampler:
+        """Arrange the ids by shards (samples of each, in the order of their ids), for ``PlannedStream``; returns itself."""
+        sizes = tuple(int(size) for size in shards)
+        if sum(sizes) != self.population:
+            raise ValueError(f"the shards hold {sum(sizes)} samples, but the sampler draws from {self.population}")
+        passes = {} if isinstance(self, ShuffleSampler) else {"passes": 8}
+        self.locality = Locality(sizes, 4 if lanes is None else lanes, **{**passes, **options})
+        return self
+
+    def lane_windows(self, epoch: int) -> tuple[Iterator[np.ndarray], np.ndarray]:
+        """The ids of an epoch as tables of shape (lanes, window), and the fewer than ``lanes`` ids that fill no table."""
+        assert self.locality is not None, "only asked for after local()"
+        return self.locality.windows(self.epoch_ids(epoch), [self.seed, epoch, 1])
 
     @abstractmethod
     def chunks(self, epoch: int) -> Iterator[np.ndarray]:
@@ -52,7 +68,8 @@ class EpochSampler(Sampler[int], ABC):
 
     def settings(self) -> dict[str, Any]:
         """What decides the ids beside labels and epoch, for the state of a run."""
-        return {"sampler": type(self).__name__, "num_samples": self.num_samples, "sampler_seed": self.seed}
+        local = {} if self.locality is None else self.locality.settings()
+        return {"sampler": type(self).__name__, "num_samples": self.num_samples, "sampler_seed": self.seed, **local}
 
     def epoch_ids(self, epoch: int) -> np.ndarray:
         """All ids of an epoch, shape ``(num_samples,)``."""
@@ -77,11 +94,15 @@ class ShuffleSampler(EpochSampler):
     [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, labels_or_length: Any, *, seed: int = 0) -> None:
+    def __init__(self, labels_or_length: Any, *, seed: int = 0, shards: Any = None, lanes: int | None = None) -> None:
         length = labels_or_length if isinstance(labels_or_length, (int, np.integer)) else len(labels_or_length)
         if length < 1:
             raise ValueError(f"cannot sample from {length} samples: at least one is needed")
         super().__init__(int(length), int(length), seed)
+        if shards is not None:
+            self.local(shards, lanes)
+        elif lanes is not None:
+            raise ValueError("lanes need shards: give the number of samples of each shard")
 
     def _everybody(self) -> np.ndarray:
         return np.arange(self.population, dtype=position_dtype(self.population))

@@ -21,6 +21,7 @@ ORDER = [
     "dealing",
     "grouping",
     "drawing",
+    "locality",
     "sampling",
     "plan",
     "batching",
