@@ -112,7 +112,7 @@ class Rivals:
         """What identifies the rule in the state of a run: another array or temperature is another setting."""
         if self.strength is None:
             return f"rivals(temperature={self.temperature:g})"
-        digest = hashlib.sha256(np.ascontiguousarray(self.strength)).hexdigest()[:16]
+        digest = hashlib.sha256(np.ascontiguousarray(self.strength).data).hexdigest()[:16]
         return f"rivals({digest}, temperature={self.temperature:g})"
 
 

@@ -124,7 +124,7 @@ class Plan:
         """Fingerprint of the labels, the same whatever integer type holds them."""
         digest = hashlib.sha256()
         for start in range(0, self.labels.size, 1 << 20):
-            digest.update(np.ascontiguousarray(self.labels[start : start + (1 << 20)], np.int32))
+            digest.update(np.ascontiguousarray(self.labels[start : start + (1 << 20)], np.int32).data)
         return digest.hexdigest()[:16]
 
 
