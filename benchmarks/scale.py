@@ -47,11 +47,8 @@ def measure(path: str, law: str) -> None:
         pass
     rest = (time.perf_counter() - first) / 1000 / 1024
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / labels.size
-    print(
-        f"| {labels.size:.0e} | {law}, class_mixed | {built - start:.2f} | {first - built:.3f} "
-        f"| {1e9 * rest:.0f} | {peak:.1f} |",
-        flush=True,
-    )
+    figures = f"{built - start:.2f} | {first - built:.3f} | {1e9 * rest:.0f} | {peak:.1f}"
+    print(f"| {labels.size:.0e} | {law}, class_mixed | {figures} |", flush=True)
 
 
 def main() -> None:

@@ -285,7 +285,8 @@ class ProgressivelyBalancedSampler(ClassLawSampler):
 
     def _draw_classes(self, size: int, rng: np.random.Generator, epoch: int, start: int) -> np.ndarray:
         drawn = self._classes.draw(size, rng)
-        progress = self._progress(epoch, (start + np.arange(size)) / self.num_samples, self.num_epochs)
+        share = (start + np.arange(size)) / self.num_samples if self.schedule == "step" else 0.0
+        progress = self._progress(epoch, share, self.num_epochs)
         balanced = np.flatnonzero(rng.random(size) < progress)
         drawn[balanced] = rng.integers(self._present.size, size=balanced.size)
         return self._present.take(drawn)
