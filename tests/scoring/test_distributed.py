@@ -118,5 +118,6 @@ def check_wrappers(rank):
     assert shared[1].track_running_stats
 
 
+@pytest.mark.slow
 def test_wrapped_and_sharded_models_and_shared_statistics(tmp_path):
     in_two_processes(check_wrappers, tmp_path)
