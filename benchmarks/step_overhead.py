@@ -5,10 +5,10 @@
 All variants of a case run in turn in every round, in one process; medians over the rounds, of processor time if torch uses
 one thread. A plain step is forward, backward and SGD on a batch of digits. "limit" is a no-gradient forward of B/m plain
 images, with batch statistics as in exact scoring. The table gives every other time in percent of the plain step; "x limit" is
-exact scoring over that forward, "stitching" the share of stitching in it, "memory" the change of the step's peak. The paper (ResNet-18 and Swin-T on ImageNet, m = 4) reports
-10.2 and 12.7 %; if a backward pass costs two forward passes the bound is 1/(3m). rho is the rank correlation of a mode's scores
-with the exact ones on further batches of the network as these few steps have trained it (agreement.py has it along a training,
-and for every=k).
+exact scoring over that forward, "stitching" the share of stitching in it, "memory" the change of the step's peak. The paper
+(ResNet-18 and Swin-T on ImageNet, m = 4) reports 10.2 and 12.7 %; if a backward pass costs two forward passes the bound is
+1/(3m). rho is the rank correlation of a mode's scores with the exact ones on further batches of the network as these few steps
+have trained it (agreement.py has it along a training, and for every=k).
 """
 
 from __future__ import annotations

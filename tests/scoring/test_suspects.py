@@ -70,7 +70,7 @@ def test_precision_on_planted_noise(noisy_run):
     """As many suspects as there are wrong labels: a fifth of them would be by chance."""
     composites, own, wrong = noisy_run
     n = wrong.sum()
-    assert wrong[own.suspects(n)].mean() > 0.7
-    assert wrong[own.suspects(n, by="loss")].mean() > 0.75
+    assert wrong[own.suspects(n)].mean() > 0.6
+    assert wrong[own.suspects(n, by="loss")].mean() > 0.65
     assert wrong[own.suspects(50)].mean() > 0.95
     assert wrong[composites.suspects(n)].mean() > 0.3
