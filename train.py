@@ -207,7 +207,7 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
                         raise Preemption
             sigma, rho = training.strength.at(epoch, config.epochs)
             line = {"epoch": epoch, "lr": training.optimizer.param_groups[0]["lr"], "sigma": sigma, "rho": rho}
-            line |= {**training.notes.numbers(), **vars(batches.report), **clock.read(batches.report.samples)}
+            line |= {**training.notes.numbers(), **batches.report.counts(), **clock.read(batches.report.samples)}
             line |= evaluate(training.model, test_loader, training.input, data.stats)
             if world.is_main:
                 run.log(line)

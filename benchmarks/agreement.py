@@ -76,7 +76,7 @@ def main() -> None:
     for seed in range(args.seeds):
         for mode in MODES:
             accuracy[mode][seed], rho[mode][seed] = run(mode, seed, args.epochs)
-        print(seed, {mode: round(values[seed], 2) for mode, values in accuracy.items()}, flush=True)
+        print(seed, {mode: round(float(values[seed]), 2) for mode, values in accuracy.items()}, flush=True)
     lines = [
         "# What approximate scores change in a training",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -115,4 +116,5 @@ def machine() -> str:
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = names[0] if names else name
-    return f"{name}, {torch.get_num_threads()} threads; torch {torch.__version__}, Python {platform.python_version()}"
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} used"
+    return f"{name}, {cores}; torch {torch.__version__}, Python {platform.python_version()}"

@@ -14,12 +14,15 @@ _PUBLIC = {
     "Layout": "layout",
     "ClassStats": "stats",
     "GROUPINGS": "grouping",
-    "max_groups": "grouping",
+    "max_groups": "dealing",
+    "rivals": "grouping",
     "SAMPLINGS": "sampling",
     "ShuffleSampler": "sampling",
     "ClassBalancedSampler": "sampling",
     "SquareRootSampler": "sampling",
     "ProgressivelyBalancedSampler": "sampling",
+    "PowerSampler": "sampling",
+    "EffectiveNumberSampler": "sampling",
     "GroupingBatchSampler": "batching",
     "PlannedBatch": "batching",
     "GroupedBatch": "collate",
@@ -39,6 +42,7 @@ _PUBLIC = {
     "index_shards": "shards.index",
     "ShardError": "shards.index",
     "ShardDataset": "shards.dataset",
+    "PlannedStream": "shards.stream",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -7,13 +7,14 @@ twice in an epoch differs each time, and the same slot gets the same pixels with
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 
@@ -71,23 +72,34 @@ def fit(image_CHW: Tensor, size: int) -> Tensor:
     H, W = image_CHW.shape[1:]
     if (size, size) != (H, W) and min(H, W) != size:
         shape = (size, max(size, round(W * size / H))) if H <= W else (max(size, round(H * size / W)), size)
-        scaled = F.interpolate(image_CHW[None].float(), size=shape, mode="bilinear", antialias=True)[0]
-        image_CHW = scaled.round().clamp(0, 255).to(torch.uint8)
+        image_CHW = resize(image_CHW, shape)
         H, W = shape
     top, left = (H - size) // 2, (W - size) // 2
     return image_CHW[:, top : top + size, left : left + size]
 
 
 class Fit:
-    """The transform for evaluation: ``fit`` to a square of ``size`` pixels."""
+    """The transform for evaluation: ``fit`` to a square of ``resize`` pixels (by default ``size``) and take its centre."""
 
     num_draws = 0
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, resize: int | None = None) -> None:
+        self.size, self.resize = size, size if resize is None else resize
+        if self.resize < size:
+            raise ValueError(f"resize {self.resize} is smaller than the size {size} to cut out of it")
+
+    def prepare(self, image_CHW: Tensor) -> Tensor:
+        """The part without randomness: a resident set does it once and keeps the result."""
+        image_CHW = fit(image_CHW, self.resize)
+        cut = (self.resize - self.size) // 2
+        return image_CHW[:, cut : cut + self.size, cut : cut + self.size]
+
+    def batch(self, images_NCHW: Tensor, ids: np.ndarray, uniforms: np.ndarray) -> Tensor:
+        """Chosen ones of the prepared images, given (B, num_draws) uniforms: the same pixels as one by one."""
+        return images_NCHW[torch.from_numpy(ids).to(images_NCHW.device)]
 
     def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
-        return fit(image_CHW, self.size)
+        return self.prepare(image_CHW)
 
 
 class CropFlip:
@@ -98,17 +110,107 @@ class CropFlip:
     def __init__(self, size: int, padding: int = 4, flip: bool = True) -> None:
         self.size, self.padding, self.flip = size, padding, flip
 
+    def prepare(self, image_CHW: Tensor) -> Tensor:
+        return F.pad(fit(image_CHW, self.size), (self.padding,) * 4)
+
+    def batch(self, images_NCHW: Tensor, ids: np.ndarray, uniforms: np.ndarray) -> Tensor:
+        corners = (uniforms[:, :2] * (2 * self.padding + 1)).astype(np.int64)
+        flipped = uniforms[:, 2] < 0.5 if self.flip else np.zeros(len(uniforms), bool)
+        cut = _crops if images_NCHW.device.type == "cpu" else _crops_by_gather
+        return cut(images_NCHW, ids, corners, flipped, self.size)
+
     def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
-        image_CHW = F.pad(fit(image_CHW, self.size), (self.padding,) * 4)
+        image_CHW = self.prepare(image_CHW)
         top, left = (int(u * (2 * self.padding + 1)) for u in uniforms[:2])
         image_CHW = image_CHW[:, top : top + self.size, left : left + self.size]
         return image_CHW.flip(2) if self.flip and uniforms[2] < 0.5 else image_CHW
+
+
+def _crops(images_NCHW: Tensor, ids: np.ndarray, corners: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
+    """A square of each chosen image from its (top, left) corner, some mirrored. NumPy copies whole windows: fast on a CPU."""
+    images = images_NCHW.numpy()
+    out = np.empty((len(ids), images.shape[1], size, size), np.uint8)
+    top, left = corners.T
+    for chosen, source, start in ((~flipped, images, left), (flipped, images[..., ::-1], images.shape[3] - size - left)):
+        windows = sliding_window_view(source, (size, size), axis=(2, 3))
+        out[chosen] = windows[ids[chosen], :, top[chosen], start[chosen]]
+    return torch.from_numpy(out)
+
+
+def _crops_by_gather(images_NCHW: Tensor, ids: np.ndarray, corners: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
+    """The same on any device, in one gather."""
+    device, (C, W) = images_NCHW.device, (images_NCHW.shape[1], images_NCHW.shape[3])
+    rows_BH = torch.from_numpy(corners[:, :1] + np.arange(size)).to(device)
+    steps = np.where(flipped[:, None], np.arange(size)[::-1], np.arange(size))
+    columns_BW = torch.from_numpy(corners[:, 1:] + steps).to(device)
+    places_BP = (rows_BH[:, :, None] * W + columns_BW[:, None, :]).flatten(1)
+    chosen = images_NCHW[torch.from_numpy(ids).to(device)].flatten(2)
+    return chosen.gather(2, places_BP[:, None].expand(-1, C, -1)).view(len(ids), C, size, size)
+
+
+class ResizedCropFlip:
+    """A random part of the image (8 to 100 % of its area, 3:4 to 4:3) scaled to ``size``, and a flip in half of the draws.
+
+    Ten tries at a part that fits, then the largest centre that has an allowed shape: the law of torchvision's
+    ``RandomResizedCrop``. Source: "Going Deeper with Convolutions", Szegedy et al., 2015.
+    """
+
+    _TRIES = 10
+    num_draws = 2 * _TRIES + 3
+
+    def __init__(
+        self, size: int, scale: Sequence[float] = (0.08, 1.0), ratio: Sequence[float] = (3 / 4, 4 / 3), flip: bool = True
+    ) -> None:
+        self.size, self.scale, self.ratio, self.flip = size, tuple(scale), tuple(ratio), flip
+
+    def box(self, H: int, W: int, uniforms: np.ndarray) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the part."""
+        low, high = np.log(self.ratio[0]), np.log(self.ratio[1])
+        for attempt in range(self._TRIES):
+            area = H * W * (self.scale[0] + (self.scale[1] - self.scale[0]) * uniforms[2 * attempt])
+            ratio = np.exp(low + (high - low) * uniforms[2 * attempt + 1])
+            w, h = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))
+            if 0 < w <= W and 0 < h <= H:
+                top, left = int(uniforms[-3] * (H - h + 1)), int(uniforms[-2] * (W - w + 1))
+                return top, left, h, w
+        w = min(W, round(H * self.ratio[1]))
+        h = min(H, round(W / self.ratio[0]))
+        return (H - h) // 2, (W - w) // 2, h, w
+
+    def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
+        top, left, h, w = self.box(image_CHW.shape[1], image_CHW.shape[2], uniforms)
+        part = resize(image_CHW[:, top : top + h, left : left + w], (self.size, self.size))
+        return part.flip(2) if self.flip and uniforms[-1] < 0.5 else part
+
+
+class StretchCropFlip:
+    """The whole image scaled to a square of ``resize`` pixels whatever its shape, a random crop and a flip (as in SHOT)."""
+
+    num_draws = 3
+
+    def __init__(self, size: int, resize: int = 256, flip: bool = True) -> None:
+        self.size, self.resize, self.flip = size, resize, flip
+        if resize < size:
+            raise ValueError(f"resize {resize} is smaller than the size {size} to cut out of it")
+
+    def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
+        image_CHW = resize(image_CHW, (self.resize, self.resize))
+        top, left = (int(u * (self.resize - self.size + 1)) for u in uniforms[:2])
+        image_CHW = image_CHW[:, top : top + self.size, left : left + self.size]
+        return image_CHW.flip(2) if self.flip and uniforms[2] < 0.5 else image_CHW
+
+
+def resize(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale to (H, W), bilinear and antialiased; uint8 in, uint8 out, without a detour over floats."""
+    return F.interpolate(image_CHW[None], size=size, mode="bilinear", antialias=True)[0]
 
 
 # Training transforms by the names that configs use.
 AUGMENTS: dict[str, Callable[..., Drawn]] = {
     "none": Fit,
     "crop_flip": CropFlip,
+    "resized_crop_flip": ResizedCropFlip,
+    "stretch_crop_flip": StretchCropFlip,
 }
 
 
@@ -116,7 +218,6 @@ def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """uint8 images as floats, scaled to [0, 1], minus ``mean``, over ``std``, by channel; other dtypes pass unchanged."""
     if images.dtype != torch.uint8:
         return images
-    shape = (-1, 1, 1)
-    center = torch.tensor(mean, device=images.device).view(shape)
-    spread = torch.tensor(std, device=images.device).view(shape)
-    return (images.float() / 255 - center) / spread
+    scale = 1 / (255 * torch.tensor(std, device=images.device).view(-1, 1, 1))
+    shift = -torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255 * scale
+    return images.float().mul_(scale).add_(shift)

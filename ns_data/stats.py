@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
+
+# Samples taken at a time, so that no pass over the labels needs memory for all of them.
+_BLOCK = 1 << 17
+_SLICE = 1 << 16  # of a Hugging Face column, which comes as a Python list
 
 
 def as_labels(labels: Any, num_classes: int | None = None) -> np.ndarray:
     """One non-negative integer class id per sample, as a 1-D array of the smallest dtype that holds them.
 
-    Takes lists, numpy arrays, tensors, pandas and Arrow columns, and Hugging Face columns.
+    Takes lists, numpy arrays (memory-mapped ones stay so if their dtype fits), tensors, pandas and Arrow columns, Hugging
+    Face columns and the ``targets`` of a torchvision data set.
     Raises ``ValueError`` for anything that is not one non-negative integer a sample, or reaches ``num_classes``.
     """
     array = _to_numpy(labels)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"labels must be a non-empty 1-D sequence, one class id a sample, got shape {array.shape}")
     if array.dtype.kind not in "iub":
-        example = array[0]
+        example = _first_that_is_no_class_id(array)
         raise ValueError(f"labels must be integer class ids, got {array.dtype} such as {example!r}: map them to 0..K-1 first")
     lowest, highest = int(array.min()), int(array.max())
     if lowest < 0:
@@ -35,10 +41,26 @@ def label_dtype(highest: int) -> np.dtype:
     return np.dtype(np.int16 if highest < 1 << 15 else np.int32)
 
 
+def position_dtype(size: int) -> np.dtype:
+    """Smallest signed dtype of at least 32 bits for positions 0..size-1."""
+    return np.dtype(np.int32 if size <= 1 << 31 else np.int64)
+
+
 def _to_numpy(labels: Any) -> np.ndarray:
-    if type(labels).__module__.partition(".")[0] == "datasets":
-        labels = labels[:]  # a Hugging Face column: its slice is decoded at once, iteration item by item
-    if hasattr(labels, "to_numpy"):  # pandas and Arrow columns
+    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(labels).__mro__}
+    if kinds & {("torch", "Dataset"), ("datasets", "Dataset")}:
+        raise ValueError(
+            f"labels must be the class ids themselves, got a {type(labels).__name__}: pass its column of labels, such as "
+            "dataset.targets or dataset['label']"
+        )
+    if ("datasets", "Column") in kinds:  # item by item it takes seconds a million; slices are decoded at once
+        parts = [np.asarray(labels[start : start + _SLICE]) for start in range(0, len(labels), _SLICE)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if ("pyarrow", "_PandasConvertible") in kinds:
+        if labels.null_count:
+            raise ValueError(f"labels must be integer class ids, got {labels.null_count} nulls: leave unlabelled samples out")
+        return np.asarray(labels.to_numpy(zero_copy_only=False))
+    if hasattr(labels, "to_numpy"):  # pandas
         return np.asarray(labels.to_numpy())
     if hasattr(labels, "detach"):  # tensors
         return labels.detach().cpu().numpy()
@@ -46,6 +68,53 @@ def _to_numpy(labels: Any) -> np.ndarray:
         return np.asarray(labels)
     except ValueError:  # ragged rows
         raise ValueError("labels must be one class id a sample, got rows of different lengths") from None
+
+
+def _first_that_is_no_class_id(array: np.ndarray) -> Any:
+    """The value to show: a NaN or a text among numbers tells more than the first number."""
+    example = next((value for value in array if not (isinstance(value, Real) and value == value // 1)), array[0])
+    return example.item() if isinstance(example, np.generic) else example
+
+
+def count_labels(labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
+    """Samples of each class. In blocks, since ``np.bincount`` widens what it counts to 64 bits."""
+    counts = np.zeros(num_classes, np.int64)
+    for start in range(0, labels.size, _BLOCK):
+        block = np.bincount(labels[start : start + _BLOCK], minlength=counts.size)
+        block[: counts.size] += counts
+        counts = block
+    return counts
+
+
+def gather(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """``values[positions]``, in blocks of rows, since NumPy widens all positions to 64 bits first."""
+    gathered = np.empty(positions.shape, values.dtype)
+    rows = max(1, _BLOCK * len(positions) // max(1, positions.size))
+    for start in range(0, len(positions), rows):
+        gathered[start : start + rows] = values.take(positions[start : start + rows])
+    return gathered
+
+
+def members_by_class(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Positions sorted by class: those of class k follow ``sum(counts[:k])``. In blocks: 4 bytes a sample and no more."""
+    members = np.empty(labels.size, position_dtype(labels.size))
+    filled = np.cumsum(counts) - counts
+    for start in range(0, labels.size, _BLOCK):
+        block = labels[start : start + _BLOCK]
+        order = np.argsort(block, kind="stable")
+        in_block = np.bincount(block, minlength=counts.size)
+        members[np.repeat(filled, in_block) + place_in_run(in_block)] = start + order
+        filled += in_block
+    return members
+
+
+def place_in_run(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, 2... for each of the runs of these ``lengths``.
+
+    >>> place_in_run(np.array([2, 0, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +128,18 @@ class ClassStats:
 
     counts: np.ndarray
 
+    def __post_init__(self) -> None:
+        counts = np.asarray(self.counts)
+        if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.sum() < 1 or counts.min() < 0:
+            raise ValueError(f"class counts must be non-negative integers, not all zero, got {np.array2string(counts)[:60]}")
+        object.__setattr__(self, "counts", counts.astype(np.int64))
+
     @classmethod
     def from_labels(cls, labels: Any, num_classes: int | None = None) -> ClassStats:
         """Count ``labels`` (anything ``as_labels`` takes); ``num_classes`` adds empty classes at the end."""
         if isinstance(labels, ClassStats):
             return labels
-        return cls(np.bincount(as_labels(labels, num_classes), minlength=num_classes or 0))
+        return cls(count_labels(as_labels(labels, num_classes), num_classes or 0))
 
     @property
     def num_classes(self) -> int:

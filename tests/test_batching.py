@@ -1,7 +1,9 @@
 import pickle
+import tracemalloc
 import warnings
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from ns_data import (
     ProgressivelyBalancedSampler,
     ShuffleSampler,
     SquareRootSampler,
+    rivals,
 )
 
 LABELS = np.random.default_rng(0).integers(0, 10, 203)
@@ -269,6 +272,7 @@ def test_a_loader_with_workers_asks_twice_and_is_not_warned():
         ({"sampler": ClassBalancedSampler(LABELS), "surplus": "drop"}, "needs a ShuffleSampler, got ClassBalancedSampler"),
         ({"labels": [0, 1] * 20, "surplus": "drop", "grouping": "class_mixed"}, "4 different classes from 2 classes"),
         ({"labels": [0.5] * 10}, "integer class ids"),
+        ({"window": 3}, "window 3 cannot hold one group of 4"),
     ],
 )
 def test_bad_settings_are_refused_in_one_sentence(options, message):
@@ -314,3 +318,145 @@ def test_collator_uses_the_given_collate_fn_and_batches_move():
     moved = batch.to("meta")
     assert moved.images.device.type == "meta"
     assert moved.ids is None
+
+
+class Stream:
+    """A user's sampler without a length that counts what was taken from it."""
+
+    def __init__(self, ids):
+        self.ids, self.taken = ids, 0
+
+    def __iter__(self):
+        for i in self.ids:
+            self.taken += 1
+            yield i
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda counts: sum(counts) > 0),
+    m=st.integers(1, 4),
+    groups=st.integers(1, 4),
+    window=st.integers(4, 60),
+    world=st.integers(1, 3),
+    grouping=st.sampled_from(sorted(GROUPINGS)),
+    seed=st.integers(0, 99),
+)
+def test_windows_of_any_sampler_hold_everybody_once(counts, m, groups, window, world, grouping, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    order = np.random.default_rng(seed).permutation(labels.size).tolist()
+    options = {"labels": labels, "layout": f"1x{m}", "grouping": grouping, "window": window}
+    single = make(Stream(order), m * groups * world, **options)
+    batches = [list(batch) for batch in single]
+    assert sorted(chain(*batches)) == list(range(labels.size))
+    assert all(len(batch) == m * groups * world for batch in batches[:-1])
+    assert single.report.ungrouped < m
+    assert single.report.share_seen == 1
+    ranks = [make(Stream(order), m * groups, rank=r, world_size=world, **options) for r in range(world)]
+    for number, parts in enumerate(zip(*ranks, strict=True)):
+        assert list(chain(*parts)) == batches[number]
+
+
+def test_a_sampler_of_somebody_else_is_read_lazily():
+    stream = Stream(iter(np.random.default_rng(0).integers(0, len(LABELS), 10_000).tolist()))
+    batches = iter(make(stream, window=100, grouping="class_mixed"))
+    assert len(next(batches)) == 16
+    assert stream.taken <= 200  # one window, and the next one fetched ahead
+
+
+def test_groups_that_no_window_could_hold_form_across_windows():
+    """Runs of 30 of a class: a window of 64 ends in the middle of one, and what it leaves over finds its own in the next."""
+    labels = np.repeat(np.tile(np.arange(8), 4), 30)
+    sampler = make(SequentialSampler(labels), 32, labels=labels, layout="1x4", grouping="same_class", window=64)
+    rows = np.array(list(sampler)).reshape(-1, 4)
+    assert all(len(set(row)) == 1 for row in labels[rows].tolist())
+    assert sampler.report.relaxed == 0
+
+
+class Rotating:
+    """A user's sampler that hands over whole epochs."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def epoch_ids(self, epoch):
+        return np.roll(np.arange(len(LABELS)), epoch)
+
+    def __iter__(self):
+        raise AssertionError("epoch_ids spares the Python integers")
+
+    def __len__(self):
+        return len(LABELS)
+
+
+def test_a_sampler_with_epoch_ids_hands_over_whole_epochs():
+    sampler = make(Rotating(), grouping="class_mixed")
+    sampler.set_epoch(2)
+    state = sampler.state_dict(batches_done=5)
+    batches = list(sampler)
+    assert sorted(chain(*batches)) == list(range(len(LABELS)))
+    resumed = make(Rotating(), grouping="class_mixed")
+    resumed.load_state_dict(state)
+    assert list(resumed) == batches[5:]
+
+
+def test_both_seeds_change_the_batches_of_a_shuffled_epoch():
+    def first(seed, sampler_seed):
+        return next(iter(make(ShuffleSampler(LABELS, seed=sampler_seed), seed=seed)))
+
+    assert len({tuple(first(*seeds)) for seeds in [(0, 0), (0, 1), (1, 0), (1, 1)]}) == 4
+
+
+def test_the_report_knows_the_share_of_the_data_seen_and_the_empty_classes():
+    sampler = make(ClassBalancedSampler([0, 3, 3, 3], num_samples=400), 8, labels=[0, 3, 3, 3])
+    list(sampler)
+    assert (sampler.report.share_seen, sampler.report.empty_classes) == (1.0, 2)
+    few = make(ClassBalancedSampler(LABELS, num_samples=64), 16)
+    ids = set(chain(*few))
+    assert few.report.share_seen == len(ids) / len(LABELS)
+
+
+def test_other_strengths_are_another_setting():
+    strength = np.arange(len(LABELS), dtype=float)
+    state = make(grouping=rivals(strength, 0.1)).state_dict()
+    make(grouping=rivals(strength.copy(), 0.1)).load_state_dict(state)
+    for other in (rivals(strength + 1, 0.1), rivals(strength, 0.2), rivals(None, 0.1)):
+        with pytest.raises(ValueError, match="another data set or setting: grouping"):
+            make(grouping=other).load_state_dict(state)
+
+
+@pytest.mark.parametrize("grouping", ["class_mixed", "random"])
+def test_an_epoch_holds_twelve_bytes_a_sample_and_needs_sixteen(grouping):
+    """Measured on the allocations themselves: a Python list of all ids would add 8 bytes a sample and 32 for its integers."""
+    num = 1_500_000
+    labels = (np.arange(num) * 7919 % 1000).astype(np.int16)
+    tracemalloc.start()
+    try:
+        batches = iter(make(ShuffleSampler(num), 256, labels=labels, grouping=grouping))
+        next(batches)
+        assert tracemalloc.get_traced_memory()[0] / num < 12
+        assert tracemalloc.get_traced_memory()[1] / num < 16
+    finally:
+        tracemalloc.stop()
+
+
+class Memory(Dataset):
+    """Tells how many bytes the process that fetches has for itself alone."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __getitem__(self, i):
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of private memory")
+def test_forked_workers_do_not_grow():
+    labels = (np.arange(1_281_167) % 1000).astype(np.int16)
+    sampler = make(ShuffleSampler(labels.size), 4, labels=labels, grouping="class_mixed")
+    loader = DataLoader(Memory(sampler), batch_sampler=sampler, num_workers=1, multiprocessing_context="fork")
+    memory = [int(batch[-1]) for batch, _ in zip(loader, range(40), strict=False)]
+    assert memory[-1] - memory[2] < 2 << 20

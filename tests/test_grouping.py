@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ns_data import GROUPINGS, ClassStats, max_groups
+from ns_data import GROUPINGS, ClassStats, max_groups, rivals
 from ns_data.grouping import class_mixed, deal, head_tail, random_groups, same_class
 
 counts_strategy = st.one_of(
@@ -74,7 +74,7 @@ def test_relaxed_class_mixed_groups_everybody_with_the_fewest_repeats(counts, gr
     )
     assert dealt.table_GM.shape == (groups, group_size)
     assert dealt.dropped == 0
-    assert sorted([*dealt.table_GM.reshape(-1).tolist(), *dealt.ungrouped.tolist()]) == list(range(labels.size))
+    assert sorted([*dealt.table_GM.reshape(-1).tolist(), *dealt.left.tolist()]) == list(range(labels.size))
     # A class meets itself n_k - G times at least; each ungrouped sample can save one repeat.
     least = max(0, sum(max(0, n - groups) for n in counts) - spare) if groups else 0
     assert repeats(labels[dealt.table_GM]) == dealt.relaxed == least
@@ -161,8 +161,8 @@ def test_every_rule_accounts_for_every_id(name, surplus):
     labels = labels_of([50, 20, 9, 4])
     stats = ClassStats.from_labels(labels)
     dealt = deal(GROUPINGS[name], surplus, np.arange(83), labels, 4, np.random.default_rng(1), stats)
-    assert dealt.table_GM.size + dealt.ungrouped.size + dealt.dropped == 83
-    assert dealt.ungrouped.size < 4
+    assert dealt.table_GM.size + dealt.left.size + dealt.dropped == 83
+    assert dealt.left.size < 4
     if surplus == "relax":
         assert dealt.dropped == 0
         assert len(dealt.table_GM) == 83 // 4
@@ -174,3 +174,83 @@ def test_a_rule_that_loses_ids_is_refused():
 
     with pytest.raises(ValueError, match="every id must be in one of the two"):
         deal(forgetful, "relax", np.arange(8), np.zeros(8, int), 4, np.random.default_rng(0), ClassStats(np.array([8])))
+
+
+def test_an_early_window_carries_what_fits_later_and_relaxes_what_never_will():
+    def dealt(counts, last):
+        labels, stats = labels_of(counts), ClassStats(np.array(counts))
+        return deal(class_mixed, "relax", np.arange(labels.size), labels, 2, np.random.default_rng(0), stats, last)
+
+    early = dealt([12, 10], last=False)  # two of the first class are over
+    assert (early.relaxed, early.left.size, len(early.table_GM)) == (0, 2, 10)
+    assert dealt([12, 10], last=True).relaxed == 1
+    steep = dealt([40, 4], last=False)  # a surplus that would grow from window to window
+    assert (steep.relaxed, steep.left.size) == (18, 0)
+
+
+STRENGTH = np.random.default_rng(5).permutation(60).astype(float)
+
+
+def test_strict_rivals_are_neighbours_in_strength():
+    ids = np.random.default_rng(1).permutation(60)
+    table, leftover = rivals(STRENGTH)(ids, np.zeros(60, int), 4, np.random.default_rng(0), stats=ClassStats(np.array([60])))
+    assert leftover.size == 0
+    assert sorted(sorted(STRENGTH[row]) for row in table) == [list(range(k, k + 4)) for k in range(0, 60, 4)]
+    assert not np.array_equal(STRENGTH[table[:, 0]] % 4, np.zeros(15))  # the place does not tell the rank
+
+
+def spread_of_rivals(temperature, draws=40):
+    rng, stats = np.random.default_rng(0), ClassStats(np.array([60]))
+    tables = [rivals(STRENGTH, temperature)(np.arange(60), np.zeros(60, int), 4, rng, stats=stats)[0] for _ in range(draws)]
+    return np.mean([np.ptp(STRENGTH[table], axis=1).mean() for table in tables])
+
+
+def test_temperature_goes_from_strict_to_random():
+    spreads = [spread_of_rivals(t) for t in (0.0, 0.05, 0.3, np.inf)]
+    assert spreads[0] == 3
+    assert spreads[0] < spreads[1] < spreads[2] < spreads[3]
+    # The mean range of 4 of 60 ranks drawn without replacement is (60 + 1) * 3 / 5.
+    assert spreads[-1] == pytest.approx(36.6, rel=0.05)
+
+
+def test_rivals_at_infinite_temperature_meet_everybody_equally():
+    rng, stats = np.random.default_rng(3), ClassStats(np.array([6]))
+    rule = rivals(np.arange(6.0), np.inf)
+    seen = Counter(frozenset(map(frozenset, rule(np.arange(6), np.zeros(6, int), 2, rng, stats=stats)[0].tolist()))
+                   for _ in range(3000))  # fmt: skip
+    assert len(seen) == 15
+    assert chisquare(list(seen.values())).pvalue > 1e-3
+
+
+def test_unknown_strengths_and_ties_are_dealt_at_random():
+    rng, stats = np.random.default_rng(0), ClassStats(np.array([8]))
+    strength = np.array([1.0, 1.0, 1.0, 1.0, 5.0, 5.0, np.nan, np.nan])
+    pairs = Counter()
+    for _ in range(600):
+        table, _ = rivals(strength)(np.arange(8), np.zeros(8, int), 2, rng, stats=stats)
+        pairs.update(frozenset(row) for row in table.tolist())
+    assert all(pairs[frozenset(pair)] > 0 for pair in [(0, 1), (0, 2), (0, 3), (4, 5), (6, 0), (6, 4), (6, 7)])
+    assert pairs[frozenset((0, 4))] < pairs[frozenset((4, 5))]
+
+
+def test_rivals_without_an_array_are_of_classes_of_similar_size():
+    labels = labels_of([40, 20, 10, 10])
+    table, _ = rivals()(np.arange(80), labels, 4, np.random.default_rng(0), stats=ClassStats.from_labels(labels))
+    assert Counter(tuple(sorted(set(row))) for row in (labels[table] // 2).tolist()) == {(0,): 15, (1,): 5}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: rivals([1.0], temperature=-1), "temperature must be 0"),
+        (lambda: rivals([1.0], temperature=float("nan")), "temperature must be 0"),
+        (lambda: rivals([["a"]]), "one number a sample"),
+        (
+            lambda: rivals([1.0, 2.0])(np.arange(3), np.zeros(3, int), 2, np.random.default_rng(0), stats=ClassStats([3])),
+            "got 2 for 3 samples",
+        ),
+    ],
+)
+def test_strengths_that_are_none_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

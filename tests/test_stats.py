@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ns_data import ClassStats
-from ns_data.stats import as_labels
+from ns_data.stats import as_labels, count_labels, gather, members_by_class
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=50))
@@ -60,3 +60,85 @@ def test_share_of_groups_with_ties_equals_enumeration(group_size):
     draws = list(product(labels, repeat=group_size))
     share = sum(len(set(draw)) < group_size for draw in draws) / len(draws)
     assert ClassStats.from_labels(labels).share_of_groups_with_ties(group_size) == pytest.approx(share)
+
+
+def arrow(values):
+    return pytest.importorskip("pyarrow").chunked_array([values[:2], values[2:]])
+
+
+def hugging_face(values):
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict({"label": [7, *values]}).select(range(1, len(values) + 1))["label"]
+
+
+def hugging_face_as_numpy(values):
+    return pytest.importorskip("datasets").Dataset.from_dict({"label": values}).with_format("numpy")["label"]
+
+
+def image_folder_targets(values):
+    from torchvision.datasets import FakeData
+
+    folder = FakeData(size=len(values))
+    folder.targets = list(values)
+    return folder.targets
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda v: pytest.importorskip("pandas").Series(v),
+        lambda v: pytest.importorskip("pandas").Series(v, dtype="Int64"),
+        lambda v: pytest.importorskip("pandas").Series(v, dtype="category"),
+        arrow,
+        lambda v: pytest.importorskip("pyarrow").array(v),
+        hugging_face,
+        hugging_face_as_numpy,
+        image_folder_targets,
+    ],
+)
+def test_labels_from_tables_and_data_sets(make):
+    stats = ClassStats.from_labels(make([2, 0, 1, 2, 2]))
+    assert stats.counts.tolist() == [1, 1, 3]
+
+
+def test_a_long_hugging_face_column_is_read_in_slices():
+    values = np.random.default_rng(0).integers(0, 9, 150_000)
+    assert np.array_equal(as_labels(hugging_face(values.tolist())), values)
+
+
+def test_missing_labels_are_named():
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    with pytest.raises(ValueError, match="such as nan"):
+        as_labels(pandas.Series([1, None, 2]))
+    with pytest.raises(ValueError, match="such as nan"):
+        as_labels(pandas.Series([1, None, 2], dtype="Int64"))
+    with pytest.raises(ValueError, match="1 nulls"):
+        as_labels(pyarrow.array([1, None, 2]))
+
+
+def test_a_data_set_is_not_its_labels():
+    class Endless(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, i):
+            raise AssertionError("nobody may read samples to find labels")
+
+    with pytest.raises(ValueError, match=r"got a Endless: pass its column of labels, such as dataset\.targets"):
+        as_labels(Endless())
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [3, -1], [1.5], [[1]]])
+def test_counts_that_are_none_are_refused(counts):
+    with pytest.raises(ValueError, match="class counts must be"):
+        ClassStats(np.array(counts))
+
+
+def test_blocks_make_no_difference():
+    labels = np.random.default_rng(0).integers(0, 1000, 300_000).astype(np.int16)
+    labels[-1] = 1200
+    counts = count_labels(labels)
+    assert np.array_equal(counts, np.bincount(labels))
+    assert np.array_equal(members_by_class(labels, counts), np.argsort(labels, kind="stable"))
+    positions = np.random.default_rng(1).integers(0, labels.size, (100_000, 4)).astype(np.int32)
+    assert np.array_equal(gather(labels, positions), labels[positions])

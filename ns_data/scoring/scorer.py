@@ -154,6 +154,8 @@ class NSScorer:
         self, images_BCHW: Any, labels_B: Tensor, groups_GM: Tensor | None = None, ids_B: Tensor | None = None
     ) -> Tensor:
         """Scores, shape (B,). ``groups_GM`` lists positions in the batch; ``None`` means consecutive members."""
+        if isinstance(images_BCHW, Tensor):
+            labels_B = labels_B.to(images_BCHW.device, non_blocking=True)
         groups_GM = self._check(images_BCHW, labels_B, groups_GM, ids_B)
         B, group_size = labels_B.shape[0], self.layout.group_size
         score_now = self._step % self.every == 0

@@ -146,8 +146,9 @@ def _place(cells_BChw: Tensor, layout: Layout, groups_GM: Tensor) -> Tensor:
         memory_format=torch.channels_last if last else torch.contiguous_format,
     )
     by_place = composites_GCHW.view(G, C, rows, h, cols, w).permute(0, 2, 4, 1, 3, 5)  # G row column C h w
+    members = cells_BChw.index_select(0, groups_GM.reshape(-1))
     if layout.order == "column":  # member = column * R + row
-        by_place.transpose(1, 2).copy_(cells_BChw[groups_GM.reshape(-1)].view(G, cols, rows, C, h, w))
+        by_place.transpose(1, 2).copy_(members.view(G, cols, rows, C, h, w))
     else:  # member = row * C + column
-        by_place.copy_(cells_BChw[groups_GM.reshape(-1)].view(G, rows, cols, C, h, w))
+        by_place.copy_(members.view(G, rows, cols, C, h, w))
     return composites_GCHW

@@ -15,12 +15,14 @@ from torch.utils.data import Dataset
 
 from ns_data.augment import draw_keys, seeded, uniforms
 from ns_data.batching import PlannedBatch, swallowed_plan
-from ns_data.shards.index import BLOCK, Shard, ShardError, check_unchanged, load_index
+from ns_data.shards.index import Shard, check_row, check_unchanged, load_index
+from ns_data.shards.skips import Skips
+from ns_data.shards.tar import BLOCK, ShardError, short_name
 
 Sample = tuple[Any, int, int]  # image, label, id
 
 
-class PlannedDataset(Dataset[Sample], ABC):
+class PlannedDataset(Dataset["Sample | None"], ABC):
     """A map-style data set of ``(image, label, id)`` whose random draws follow the plan.
 
     Under a ``PlannedBatch`` every draw is seeded by (seed, epoch, batch number, slot). Otherwise it uses the process's
@@ -36,19 +38,24 @@ class PlannedDataset(Dataset[Sample], ABC):
     def read(self, index: int) -> Any:
         """The image of sample ``index``, before the transform."""
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Called with a batch's ids before they are read one by one."""
+
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | None:
         if getattr(self.transform, "num_draws", self.transform is not None) and swallowed_plan() is not None:
             raise self._lost_plan()
         return self._sample(index, None)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         if not isinstance(indices, PlannedBatch):
             if swallowed_plan() is not None:
                 raise self._lost_plan()
+            self.read_ahead(indices)
             return [self._sample(index, None) for index in indices]
+        self.read_ahead(indices)
         slots = indices.offset + np.arange(len(indices))
         keys = draw_keys(self.seed, indices.epoch, indices.number, slots)
         return [self._sample(index, keys[slot : slot + 1]) for slot, index in enumerate(indices)]
@@ -59,7 +66,7 @@ class PlannedDataset(Dataset[Sample], ABC):
             f"batch on in the wrapper's __getitems__, or select samples before this {type(self).__name__} is made"
         )
 
-    def _sample(self, index: int, key: np.ndarray | None) -> Sample:
+    def _sample(self, index: int, key: np.ndarray | None) -> Sample | None:
         """Sample ``index``, its draws seeded by ``key``, shape (1,), or by torch's generator for ``None``."""
         index = int(index)
         if not -len(self) <= index < len(self):
@@ -88,12 +95,17 @@ class ShardDataset(PlannedDataset):
     Args:
         folder: a folder that ``write_shards`` or ``index_shards`` made.
         split: "train", "test"...; ``None`` takes all splits, one after the other.
-        transform: of ``ns_data.augment``, or any callable on uint8 images of shape (3, H, W).
+        transform: of ``ns_data.augment``, or any callable on uint8 images of shape (3, H, W); of texts, on strings.
         seed: of the planned draws.
         index_dir: where the index lies, if not in ``folder``.
+        decoder: a name in ``ns_data.shards.decode.DECODERS``; by default the fastest that is installed.
+        on_error: "raise", or "skip": a sample that cannot be read becomes ``None``, which ``NSCollator`` counts and leaves
+            out of its group, so that every rank keeps its number of batches.
+        max_skipped: refuse to go on when more samples than this cannot be read.
 
-    ``labels``, ``classes`` and ``description`` say what is there. Raises ``ShardError`` (a ``ValueError``) for a missing or
-    changed shard and ``ValueError`` naming shard and member for an image that cannot be read.
+    ``labels``, ``classes`` and ``description`` say what is there, ``skipped()`` what could not be read. Raises
+    ``ShardError`` (a ``ValueError``) for a missing or changed shard, and naming shard and member for an image that cannot
+    be read.
     """
 
     def __init__(
@@ -104,10 +116,14 @@ class ShardDataset(PlannedDataset):
         *,
         seed: int = 0,
         index_dir: str | os.PathLike[str] | None = None,
+        decoder: str = "auto",
+        on_error: str = "raise",
+        max_skipped: int = 100,
     ) -> None:
         super().__init__(transform, seed=seed)
-        self.folder = Path(folder)
-        index, self.description = load_index(self.folder if index_dir is None else index_dir)
+        self.folder, self.split, self.decoder = Path(folder), split, decoder
+        self.index_dir = self.folder if index_dir is None else Path(index_dir)
+        index, self.description = load_index(self.index_dir)
         splits = self.description["splits"]
         if split is not None and split not in splits:
             raise ValueError(f"{self.folder} has no split {split!r}: it has {', '.join(splits)}")
@@ -115,30 +131,69 @@ class ShardDataset(PlannedDataset):
         self._index = index[first:] if split is None else index[first : first + splits[split]["samples"]]
         self.labels = np.ascontiguousarray(self._index["label"])
         self.classes: list[str] = self.description["classes"]
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise ShardError(f"the index of {self.folder} holds labels beyond its {len(self.classes)} classes: make it anew")
         self._shards = [Shard(**shard) for shard in self.description["shards"]]
         self._starts = np.concatenate([[0], np.cumsum([shard.samples for shard in self._shards])])
         self._offsets = index["offset"]
         self._files: dict[int, int] = {}  # open shards of this process
         self._pid = os.getpid()
+        self._skips = Skips.by_policy(on_error, len(self), max_skipped)
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Samples in each shard of the split, for ``ShuffleSampler(..., shards=...)``."""
+        return np.unique(self._index["shard"], return_counts=True)[1].tolist()
 
     def read_bytes(self, index: int) -> bytes:
-        """The encoded image of sample ``index``."""
-        row = self._index[index]
-        size = int(row["size"])
-        data = os.pread(self._open(int(row["shard"])), size, int(row["offset"]))
+        """The encoded image (or text) of sample ``index``."""
+        number, offset, size = check_row(self._index[index], self._shards)
+        data = os.pread(self._open(number), size, offset)
         if len(data) != size:
             raise ShardError(f"{self._name(index)} is cut: {len(data)} of {size} bytes")
         return data
 
-    def read(self, index: int) -> Tensor:
-        from ns_data.shards.decode import decode_image  # torchvision and PIL are needed only to decode
-
+    def read(self, index: int) -> Tensor | str:
+        data = self.read_bytes(index)
         try:
-            return decode_image(self.read_bytes(index))
-        except ShardError:
-            raise
+            if self.description["kind"] == "text":
+                return data.decode()
+            from ns_data.shards.decode import decode_image  # torchvision and PIL are needed only to decode
+
+            return decode_image(data, self.decoder)
         except ValueError as error:
-            raise ValueError(f"{self._name(index)}: {error}") from None
+            raise ShardError(f"{self._name(index)}: {error}") from None
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """Ask the system to fetch these samples, so that the disk works while the first ones are decoded."""
+        for index in indices if len(indices) > 1 else ():
+            if -len(self) <= index < len(self):
+                try:
+                    number, offset, size = check_row(self._index[index], self._shards)
+                    os.posix_fadvise(self._open(number), offset, size, os.POSIX_FADV_WILLNEED)
+                except (ShardError, OSError, AttributeError):  # the read itself says what is wrong; macOS has no fadvise
+                    return
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each encoded sample."""
+        return np.ascontiguousarray(self._index["size"])
+
+    def fingerprint(self) -> str:
+        """What decides the images, as far as the index knows it."""
+        return f"{self.split} {[(shard.name, shard.size, shard.headers, shard.sha256) for shard in self._shards]}"
+
+    def skipped(self) -> list[str]:
+        """Shard and member of every sample that could not be read so far, by any worker."""
+        return [] if self._skips is None else [self._name(index) for index in self._skips.ids()]
+
+    def _sample(self, index: int, key: np.ndarray | None) -> Sample | None:
+        try:
+            return super()._sample(index, key)
+        except ShardError as error:
+            if self._skips is None:
+                raise
+            self._skips.add(int(index), error)
+            return None
 
     def _open(self, number: int) -> int:
         if self._pid != os.getpid():  # a forked worker opens its own files
@@ -150,11 +205,14 @@ class ShardDataset(PlannedDataset):
         return self._files[number]
 
     def _name(self, index: int) -> str:
-        row = self._index[index]
-        number = int(row["shard"])
-        header = os.pread(self._open(number), BLOCK, int(row["offset"]) - BLOCK)
-        name = header[:100].split(b"\0")[0].decode(errors="replace")
-        return f"{self.folder / self._shards[number].name}, member {name}"
+        """Where sample ``index`` lies, as well as it can be told."""
+        number, offset, _ = check_row(self._index[index], self._shards)
+        path = self.folder / self._shards[number].name
+        try:
+            name = short_name(os.pread(self._open(number), BLOCK, offset - BLOCK)).decode(errors="replace")
+        except (ShardError, OSError):
+            name = f"at byte {offset}"
+        return f"{path}, member {name}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}

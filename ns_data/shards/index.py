@@ -11,25 +11,23 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-BLOCK = 512
+from ns_data.shards.tar import BLOCK, MAX_MEMBER, ShardError, members
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TEXT_EXTENSION = "txt"
 INDEX_DTYPE = np.dtype([("shard", "<u2"), ("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 INDEX_FILE, DATASET_FILE = "index.npy", "dataset.json"
 FORMAT_VERSION = 1
-_MAX_MEMBER = 1 << 28
-_MAX_PAX = 1 << 20
+_MAX_LABEL = 1 << 20
 _LABEL = re.compile(rb"[0-9]{1,9}")
-
-
-class ShardError(ValueError):
-    """A shard or its index is damaged, changed or not what it should be."""
 
 
 @dataclass
@@ -49,55 +47,67 @@ def index_shards(
     label: str = "cls",
     classes: Sequence[str] | None = None,
     index_dir: str | os.PathLike[str] | None = None,
-    digests: dict[str, str] | None = None,
-    made_by: dict[str, Any] | None = None,
+    digest: bool = False,
+    digests: Mapping[str, str] | None = None,
+    lists: Mapping[str, str] | None = None,
+    made_by: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Index all ``*.tar`` of ``folder``, also somebody else's, in place; return what ``dataset.json`` says.
 
     Args:
         folder: shards named ``SPLIT-NUMBER.tar``.
         label: the extension of the member that holds the class id, or "json:KEY" for a key of the ``.json`` member.
-        classes: class names; by default the class ids.
+        classes: class names; by default those of the index that is there, else the class ids.
         index_dir: where the index goes, if ``folder`` is read-only.
+        digest: also read every shard whole for its SHA-256, which ``verify_shards`` compares.
         digests: known SHA-256 of shards by name.
-        made_by: how the set was made, kept in ``dataset.json``.
+        lists: SHA-256 of the writer's lists of samples by name.
+        made_by: how the set was made, by split, kept in ``dataset.json``.
+        progress: show a progress bar.
 
     Raises:
         ShardError: naming shard and byte of the first damage.
     """
     folder, index_dir = Path(folder), Path(folder if index_dir is None else index_dir)
-    paths = sorted(folder.glob("*.tar"))
+    paths = sorted(folder.glob("*.tar"), key=lambda path: (split_of(path.name), path.name))
     if not paths:
         hint = ": unpack .tar.gz shards with gunzip first" if list(folder.glob("*.tar.gz")) else ""
         raise ShardError(f"{folder} holds no .tar shard{hint}")
     if len(paths) > np.iinfo(np.uint16).max:
         raise ShardError(f"{folder} holds {len(paths)} shards, more than {np.iinfo(np.uint16).max}: write larger ones")
-    splits: dict[str, dict[str, Any]] = {}
+    before = _index_before(index_dir)
+    known = {shard["name"]: Shard(**shard) for shard in before.get("shards", ())}
     tables: dict[str, list[np.ndarray]] = {}
-    shards: list[dict[str, Any]] = []
-    for path in sorted(paths, key=lambda path: (_split_of(path), path.name)):
-        table = np.array([(len(shards), *row) for row in scan_shard(path, label)], INDEX_DTYPE)
+    shards: list[Shard] = []
+    kinds: dict[str, Path] = {}
+    for path in tqdm(paths, desc="indexing", unit="shard", disable=None if progress else True):
+        rows = list(scan_shard(path, label))
+        for extension, *_ in rows:
+            kinds.setdefault("text" if extension == TEXT_EXTENSION else "image", path)
+        if len(kinds) > 1:
+            raise ShardError(f"{folder} mixes images ({kinds['image']}) and texts ({kinds['text']}): keep them in two folders")
+        table = np.array([(len(shards), *row) for _, *row in rows], INDEX_DTYPE)
         shard = Shard(path.name, len(table), path.stat().st_size, _headers_digest(path, table["offset"]))
+        old = known.get(path.name, shard)
         shard.sha256 = (digests or {}).get(path.name)
-        shards.append(asdict(shard))
-        tables.setdefault(_split_of(path), []).append(table)
+        if shard.sha256 is None and (old.size, old.headers) == (shard.size, shard.headers):
+            shard.sha256 = old.sha256
+        if shard.sha256 is None and digest:
+            shard.sha256 = file_digest(path)
+        shards.append(shard)
+        tables.setdefault(split_of(path.name), []).append(table)
     index = np.concatenate([table for split in tables.values() for table in split])
-    num_classes = max(int(index["label"].max()) + 1, len(classes or ()))
-    if classes is not None and len(classes) < num_classes:
-        raise ShardError(f"{folder} holds label {num_classes - 1}, but only {len(classes)} class names were given")
-    first = 0
-    for split, parts in tables.items():
-        labels = np.concatenate([part["label"] for part in parts])
-        counts = np.bincount(labels, minlength=num_classes).tolist()
-        splits[split] = {"first": first, "samples": len(labels), "counts": counts}
-        first += len(labels)
+    names = _class_names(folder, int(index["label"].max()) + 1, classes, before.get("classes"))
     description = {
         "format": FORMAT_VERSION,
+        "kind": next(iter(kinds)),
         "label": label,
-        "classes": list(classes) if classes is not None else [str(k) for k in range(num_classes)],
-        "splits": splits,
-        "shards": shards,
-        "made_by": made_by or {},
+        "classes": names,
+        "splits": _splits(tables, len(names)),
+        "shards": [asdict(shard) for shard in shards],
+        "lists": {**before.get("lists", {}), **(lists or {})},
+        "made_by": {**before.get("made_by", {}), **(made_by or {})},
     }
     index_dir.mkdir(parents=True, exist_ok=True)
     _replace(index_dir / INDEX_FILE, lambda file: np.save(file, index, allow_pickle=False))
@@ -106,8 +116,41 @@ def index_shards(
     return description
 
 
-def _split_of(path: Path) -> str:
-    return re.sub(r"[-_.]?\d+$", "", path.stem) or "train"
+def split_of(name: str) -> str:
+    """The split that a shard's name tells.
+
+    >>> split_of("train-000012.tar"), split_of("00012.tar")
+    ('train', 'train')
+    """
+    return re.sub(r"[-_.]?\d+$", "", name.removesuffix(".tar")) or "train"
+
+
+def _index_before(folder: Path) -> dict[str, Any]:
+    """What an index that is already there says of class names, digests and origin; nothing if there is none."""
+    try:
+        return load_index(folder)[1]
+    except ShardError:
+        return {}
+
+
+def _class_names(folder: Path, num_labels: int, given: Sequence[str] | None, before: list[str] | None) -> list[str]:
+    if given is not None:
+        if len(given) < num_labels:
+            raise ShardError(f"{folder} holds label {num_labels - 1}, but only {len(given)} class names were given")
+        return list(given)
+    named = before is not None and len(before) >= num_labels and before != [str(k) for k in range(len(before))]
+    return before if named and before else [str(k) for k in range(num_labels)]
+
+
+def _splits(tables: dict[str, list[np.ndarray]], num_classes: int) -> dict[str, dict[str, Any]]:
+    splits: dict[str, dict[str, Any]] = {}
+    first = 0
+    for split, parts in tables.items():
+        labels = np.concatenate([part["label"] for part in parts])
+        counts = np.bincount(labels, minlength=num_classes).tolist()
+        splits[split] = {"first": first, "samples": len(labels), "counts": counts}
+        first += len(labels)
+    return splits
 
 
 def _replace(path: Path, write: Any) -> None:
@@ -118,6 +161,15 @@ def _replace(path: Path, write: Any) -> None:
     partial.replace(path)
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(1 << 22):
+            digest.update(data)
+    return digest.hexdigest()
+
+
 def load_index(folder: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, Any]]:
     """The memory-mapped index of a folder and its ``dataset.json``; ``ShardError`` if they are missing or do not fit."""
     folder = Path(folder)
@@ -126,12 +178,40 @@ def load_index(folder: str | os.PathLike[str]) -> tuple[np.ndarray, dict[str, An
     try:
         description = json.loads((folder / DATASET_FILE).read_bytes())
         index = np.load(folder / INDEX_FILE, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, EOFError) as error:
         raise ShardError(f"the index of {folder} cannot be read ({error}): make it anew with index_shards") from None
-    fits = isinstance(description, dict) and description.get("format") == FORMAT_VERSION and index.dtype == INDEX_DTYPE
-    if not fits or index.shape != (sum(split["samples"] for split in description["splits"].values()),):
-        raise ShardError(f"{folder / INDEX_FILE} does not belong to its {DATASET_FILE}: make both anew with index_shards")
+    check_index(index, description, str(folder))
     return index, description
+
+
+def check_index(index: np.ndarray, description: Any, place: str) -> None:
+    """Refuse an index that does not fit its ``dataset.json``, or a ``dataset.json`` that points out of its folder."""
+    anew = "make both anew with index_shards"
+    try:
+        fits = description["format"] == FORMAT_VERSION and description["kind"] in ("image", "text")
+        shards = [Shard(**shard) for shard in description["shards"]]
+        for shard in shards:
+            if re.fullmatch(r"[^/\\\0]+\.tar", shard.name) is None:
+                raise ShardError(f"{place}: {DATASET_FILE} names a shard {shard.name!r} that is no file of its folder")
+        end = 0
+        for split in description["splits"].values():
+            fits &= split["first"] == end and split["samples"] > 0 and isinstance(split["samples"], int)
+            fits &= len(split["counts"]) == len(description["classes"])
+            end += split["samples"]
+        fits &= index.dtype == INDEX_DTYPE and index.shape == (end,) and end == sum(shard.samples for shard in shards)
+        fits &= isinstance(description["made_by"], dict) and isinstance(description["lists"], dict)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ShardError(f"{place}: {DATASET_FILE} is not what index_shards writes ({error!r}): {anew}") from None
+    if not fits:
+        raise ShardError(f"{place}: {INDEX_FILE} does not belong to its {DATASET_FILE}: {anew}")
+
+
+def check_row(row: Any, shards: Sequence[Shard]) -> tuple[int, int, int]:
+    """(shard number, offset, size) of an index row; a row that points outside of its shard is refused, not followed."""
+    number, offset, size = int(row["shard"]), int(row["offset"]), int(row["size"])
+    if number >= len(shards) or size > MAX_MEMBER or offset < BLOCK or offset + size > shards[number].size:
+        raise ShardError(f"the index points outside of its shards ({number}, {offset}, {size}): make it anew with index_shards")
+    return number, offset, size
 
 
 def check_unchanged(path: Path, shard: Shard, offsets: np.ndarray) -> None:
@@ -150,41 +230,45 @@ def _headers_digest(path: Path, offsets: np.ndarray) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for offset in chosen.tolist():
-            digest.update(os.pread(file.fileno(), BLOCK, offset - BLOCK))
+            digest.update(os.pread(file.fileno(), BLOCK, max(0, offset - BLOCK)))
     return digest.hexdigest()[:16]
 
 
-def scan_shard(path: Path, label: str = "cls") -> Iterator[tuple[int, int, int]]:
-    """(offset, size, label) of each sample's image in a shard, in order."""
-    sample = _Sample(path, label)
-    seen: set[str] = set()
-    for name, offset, size, position in _members(path):
-        folder, slash, base = name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        if not (stem and dot):
-            raise ShardError(f"{path}: member {name!r} at byte {position} has no key or no extension, so it is in no sample")
-        key = folder + slash + stem
-        if key != sample.key:
-            if sample.key is not None:
-                yield sample.finish()
-            if key in seen:
-                raise ShardError(f"{path}: key {key!r} occurs again at byte {position}: keys must be unique in a shard")
-            seen.add(key)
-            sample = _Sample(path, label, key)
-        sample.add(extension.lower(), offset, size, position)
-    if sample.key is None:
-        raise ShardError(f"{path}: holds no samples")
-    yield sample.finish()
+def scan_shard(path: Path, label: str = "cls") -> Iterator[tuple[str, int, int, int]]:
+    """(extension, offset, size, label) of each sample's image, or of its text if it has none, in order."""
+    with path.open("rb") as file:
+        sample = _Sample(path, file.fileno(), label)
+        seen: set[str] = set()
+        for name, offset, size, position in members(path, file.fileno()):
+            folder, slash, base = name.rpartition("/")
+            stem, dot, extension = base.partition(".")
+            if not (stem and dot):
+                raise ShardError(
+                    f"{path}: member {name!r} at byte {position} has no key or no extension, so it is in no sample"
+                )
+            key = folder + slash + stem
+            if key != sample.key:
+                if sample.key is not None:
+                    yield sample.finish()
+                if key in seen:
+                    raise ShardError(f"{path}: key {key!r} occurs again at byte {position}: keys must be unique in a shard")
+                seen.add(key)
+                sample = _Sample(path, file.fileno(), label, key)
+            sample.add(extension.lower(), offset, size, position)
+        if sample.key is None:
+            raise ShardError(f"{path}: holds no samples")
+        yield sample.finish()
 
 
 class _Sample:
     """The members of one sample, as far as they have been met."""
 
-    def __init__(self, path: Path, label: str, key: str | None = None) -> None:
-        self.path, self.key = path, key
+    def __init__(self, path: Path, fd: int, label: str, key: str | None = None) -> None:
+        self.path, self.fd, self.key = path, fd, key
         self.label_extension, _, self.json_key = label.partition(":")
         self.extensions: set[str] = set()
-        self.image: tuple[int, int] | None = None
+        self.image: tuple[str, int, int] | None = None
+        self.text: tuple[str, int, int] | None = None
         self.label: int | None = None
 
     def add(self, extension: str, offset: int, size: int, position: int) -> None:
@@ -197,19 +281,20 @@ class _Sample:
                 raise ShardError(f"{place}: a dot in a key runs samples together: rename the members so that keys have none")
             if self.image is not None:
                 raise ShardError(f"{place} is a second image: leave one image a sample")
-            self.image = offset, size
-        elif extension == self.label_extension:
+            self.image = extension, offset, size
+        elif extension == TEXT_EXTENSION:
+            self.text = extension, offset, size
+        if extension == self.label_extension:
             self.label = self._read_label(offset, size, place)
 
     def _read_label(self, offset: int, size: int, place: str) -> int:
-        if size > _MAX_PAX:
+        if size > _MAX_LABEL:
             raise ShardError(f"{place}: {size} bytes are too many for a label")
-        with self.path.open("rb") as file:
-            data = os.pread(file.fileno(), size, offset)
+        data = os.pread(self.fd, size, offset)
         if self.json_key:
             try:
                 value = json.loads(data)[self.json_key]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ShardError(f"{place}: no JSON with key {self.json_key!r}") from None
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**9:
                 raise ShardError(f"{place}: {self.json_key!r} is {value!r}, not a class id")
@@ -218,97 +303,10 @@ class _Sample:
             raise ShardError(f"{place}: label {data[:20]!r} is not a class id")
         return int(data)
 
-    def finish(self) -> tuple[int, int, int]:
-        if self.image is None:
-            raise ShardError(f"{self.path}: sample {self.key!r} has no image ({', '.join(IMAGE_EXTENSIONS)})")
+    def finish(self) -> tuple[str, int, int, int]:
+        payload = self.image or self.text
+        if payload is None:
+            raise ShardError(f"{self.path}: sample {self.key!r} has no image ({', '.join(IMAGE_EXTENSIONS)}) and no text")
         if self.label is None:
             raise ShardError(f"{self.path}: sample {self.key!r} has no label member .{self.label_extension}")
-        return *self.image, self.label
-
-
-def _members(path: Path) -> Iterator[tuple[str, int, int, int]]:
-    """(name, offset and size of the data, position of the header) of each file in a tar; every block is accounted for."""
-    with path.open("rb") as file:
-        fd, end = file.fileno(), os.fstat(file.fileno()).st_size
-        if end == 0:
-            raise ShardError(f"{path}: is empty")
-        if end % BLOCK:
-            raise ShardError(f"{path}: {end} bytes are not whole tar blocks: it was cut, or is no tar")
-        position, long_name = 0, None
-        while True:
-            header = os.pread(fd, BLOCK, position)
-            if len(header) < BLOCK:
-                raise ShardError(f"{path}: ends at byte {position} without an end marker: it was cut between members")
-            if not any(header):
-                _check_only_zeros(path, fd, position, end)
-                return
-            size, kind = _read_header(path, header, position)
-            offset = position + BLOCK
-            following = offset + (size + BLOCK - 1) // BLOCK * BLOCK
-            if following > end:
-                raise ShardError(f"{path}: member at byte {position} declares {size} bytes, more than the file holds")
-            if kind in (b"x", b"g", b"L"):
-                if size > _MAX_PAX:
-                    raise ShardError(f"{path}: extended header of {size} bytes at byte {position}")
-                data = os.pread(fd, size, offset)
-                long_name = data.rstrip(b"\0") if kind == b"L" else _pax_path(path, data, position) or long_name
-            elif kind in (b"0", b"\0", b"7"):
-                raw = long_name if long_name is not None else _short_name(header)
-                long_name = None
-                try:
-                    yield raw.decode(), offset, size, position
-                except UnicodeDecodeError:
-                    raise ShardError(f"{path}: name {raw!r} at byte {position} is not UTF-8") from None
-            elif kind != b"5":  # folders carry nothing
-                raise ShardError(f"{path}: member at byte {position} is a link or device: store files only")
-            position = following
-
-
-def _read_header(path: Path, header: bytes, position: int) -> tuple[int, bytes]:
-    """(size, kind) of a member, its checksum verified."""
-    try:
-        checksum = _number(header[148:156])
-        size = _number(header[124:136])
-    except ValueError:
-        checksum = size = -1
-    if checksum != 256 + sum(header[:148]) + sum(header[156:]):
-        raise ShardError(f"{path}: damaged header at byte {position}")
-    if not 0 <= size <= _MAX_MEMBER:
-        raise ShardError(f"{path}: member at byte {position} declares {size} bytes, more than {_MAX_MEMBER}")
-    return size, header[156:157]
-
-
-def _number(field: bytes) -> int:
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:], "big")
-    return int(field.split(b"\0")[0].strip() or b"0", 8)
-
-
-def _short_name(header: bytes) -> bytes:
-    name, prefix = header[:100].split(b"\0")[0], header[345:500].split(b"\0")[0]
-    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
-
-
-def _pax_path(path: Path, records: bytes, position: int) -> bytes | None:
-    found = None
-    while records:
-        length, _, rest = records.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(records):
-            raise ShardError(f"{path}: damaged extended header at byte {position}")
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
-        if key == b"size":
-            raise ShardError(f"{path}: extended header at byte {position} changes a size: write plain members")
-        if key == b"path":
-            found = value
-        records = records[int(length) :]
-    return found
-
-
-def _check_only_zeros(path: Path, fd: int, position: int, end: int) -> None:
-    if end - position < 2 * BLOCK:
-        raise ShardError(f"{path}: only one zero block at byte {position}: the end marker was cut")
-    while position < end:
-        block = os.pread(fd, 1 << 20, position)
-        if any(block):
-            raise ShardError(f"{path}: data after the end marker at byte {position}: a hole in the file?")
-        position += len(block)
+        return *payload, self.label

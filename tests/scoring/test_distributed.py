@@ -23,6 +23,7 @@ def _process(rank, check, rendezvous):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     check(rank)
+    dist.barrier()  # no rank leaves while the other still talks to it
     dist.destroy_process_group()
 
 
@@ -118,5 +119,6 @@ def check_wrappers(rank):
     assert shared[1].track_running_stats
 
 
+@pytest.mark.slow
 def test_wrapped_and_sharded_models_and_shared_statistics(tmp_path):
     in_two_processes(check_wrappers, tmp_path)

@@ -86,11 +86,12 @@ def test_autocast_dtype_is_the_scorers_or_the_loops(net):
 
     seen = []
     score(NSScorer(Recording(net)))
-    score(NSScorer(Recording(net), dtype=torch.bfloat16))
+    score(NSScorer(Recording(net), dtype=torch.float16))
     with torch.autocast("cpu", torch.bfloat16):
         score(NSScorer(Recording(net)))
+        score(NSScorer(Recording(net), dtype=torch.float16))
         exact = score(NSScorer(Recording(net), dtype=torch.float32))
-    assert seen == [None, torch.bfloat16, torch.bfloat16, None]
+    assert seen == [None, torch.float16, torch.bfloat16, torch.float16, None]
     assert torch.equal(exact, ns_scores(net, IMAGES, LABELS))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), scoring_mode(net, "batch"):
         logits = net(stitch(IMAGES, "2x2"))
@@ -126,10 +127,17 @@ def test_composites_keep_the_memory_format_of_the_images_or_get_the_one_asked_fo
 
 
 def test_a_compiled_pass_equals_the_plain_one(net):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
     expected = ns_scores(net, IMAGES, LABELS)
-    scorer = NSScorer(net, compile=EAGER)
+    scorer = NSScorer(net, compile={"backend": backend})
     for _ in range(2):
         torch.testing.assert_close(score(scorer), expected)
+    assert len(graphs) == 1
     net.train()
     net(IMAGES)  # its own pass is another graph
     torch.testing.assert_close(score(scorer), expected)

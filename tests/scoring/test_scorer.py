@@ -165,15 +165,16 @@ def test_nan_logits_are_neutral_and_counted(net):
             logits = torch.zeros(x.shape[0], 10)
             logits[1] = float("nan")
             logits[2] = float("inf")
+            logits[3, LABELS[12]] = -float("inf")
             return logits
 
     scorer = NSScorer(Poisoned())
     for _ in range(2):
         scores = scorer(IMAGES, LABELS)
-        assert (scores[4:12] == 0.25).all()
+        assert (scores[4:] == 0.25).all()
         assert scores.isfinite().all()
-    with pytest.warns(UserWarning, match="4 groups had logits that are not finite, first in step 0, group 1: neutral scores$"):
-        assert scorer.report() == {"invalid_groups": 4, "ungrouped": 0, "lone_composites": 0}
+    with pytest.warns(UserWarning, match="6 groups had logits that are not finite, first in step 0, group 1: neutral scores$"):
+        assert scorer.report() == {"invalid_groups": 6, "ungrouped": 0, "lone_composites": 0}
     assert scorer.report()["invalid_groups"] == 0
 
 

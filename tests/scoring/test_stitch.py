@@ -53,6 +53,17 @@ def test_every_layout_equals_pasting_then_scaling_exactly(text, order, size):
     assert torch.equal(composites, by_hand(images, layout, groups.tolist()))
 
 
+@pytest.mark.parametrize("text", ["2x2", "2x4", "3x3"])
+@pytest.mark.parametrize("order", ["column", "row"])
+def test_channels_last_images_make_equal_channels_last_composites(text, order):
+    images = torch.randn(18, 3, 24, 24)
+    layout = Layout.parse(text, order)
+    composites = stitch(images.contiguous(memory_format=torch.channels_last), layout)
+    assert composites.is_contiguous(memory_format=torch.channels_last)
+    assert stitch(images, layout).is_contiguous()
+    torch.testing.assert_close(composites, stitch(images, layout), rtol=1e-6, atol=1e-6)
+
+
 def test_consecutive_members_by_default_and_the_remainder_is_left_out():
     images = torch.randn(11, 1, 8, 8)
     assert torch.equal(stitch(images, "2x2"), stitch(images, "2x2", torch.arange(8).view(2, 4)))

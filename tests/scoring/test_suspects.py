@@ -47,9 +47,9 @@ def noisy_run():
     labels = torch.tensor(np.where(wrong, (data.target + rng.integers(1, 10, size)) % 10, data.target))
     torch.manual_seed(0)
     net = nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(16, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU()),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 48, 3, padding=1), nn.BatchNorm2d(48), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10)),
     )
     composites, own = ScoreLedger(size), ScoreLedger(size)
     scorer = NSScorer(net, ledger=composites)
@@ -70,7 +70,7 @@ def test_precision_on_planted_noise(noisy_run):
     """As many suspects as there are wrong labels: a fifth of them would be by chance."""
     composites, own, wrong = noisy_run
     n = wrong.sum()
-    assert wrong[own.suspects(n)].mean() > 0.7
-    assert wrong[own.suspects(n, by="loss")].mean() > 0.75
+    assert wrong[own.suspects(n)].mean() > 0.6
+    assert wrong[own.suspects(n, by="loss")].mean() > 0.65
     assert wrong[own.suspects(50)].mean() > 0.95
     assert wrong[composites.suspects(n)].mean() > 0.3
