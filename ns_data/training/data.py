@@ -91,7 +91,10 @@ def load_data(config: DataConfig, seed: int) -> Data:
         folder = _folder(config)
         open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
         splits = (config.train_split, config.test_split)
-        sets = [open_split(folder, split, transform, seed) for split, transform in zip(splits, transforms, strict=True)]
+        sets = [
+            open_split(folder, split, transform, seed, config.on_error)
+            for split, transform in zip(splits, transforms, strict=True)
+        ]
         place = str(folder)
     train, test = sets
     if train.classes != test.classes and not set(test.classes) <= set(train.classes):
@@ -142,11 +145,13 @@ def _transforms(config: DataConfig) -> tuple[Any, Any]:
     return construct(AUGMENTS, config.augment, "augment", options), Fit(config.image_size)
 
 
-def _open_shards(folder: Path, split: str, transform: Any, seed: int) -> Any:
-    return ShardDataset(folder, split, transform, seed=seed)
+def _open_shards(folder: Path, split: str, transform: Any, seed: int, on_error: str) -> Any:
+    return ShardDataset(folder, split, transform, seed=seed, on_error=on_error)
 
 
-def _open_folder(folder: Path, split: str, transform: Any, seed: int) -> Any:
+def _open_folder(folder: Path, split: str, transform: Any, seed: int, on_error: str) -> Any:
+    if on_error != "raise":
+        raise ValueError(f"data.on_error={on_error} is for shards: class folders always raise")
     names = [split, "val"] if split == "test" else [split]
     for name in names:
         if (folder / name).is_dir():
