@@ -187,6 +187,14 @@ def test_missing_shard_and_replaced_shard(tmp_path):
         ShardDataset(folder)[10]
 
 
+def test_a_shard_that_lost_its_end_after_indexing(tmp_path):
+    folder = three_shards(tmp_path / "set", GOOD)
+    index_shards(folder)
+    os.truncate(folder / "train-000001.tar", len(GOOD) - 1024)  # all headers are as they were
+    with pytest.raises(ShardError, match=r"train-000001.tar changed after it was indexed"):
+        ShardDataset(folder)[10]
+
+
 def test_copies_with_another_mtime_are_the_same_shard(tmp_path):
     folder = three_shards(tmp_path / "set", GOOD)
     index_shards(folder)
