@@ -9,7 +9,6 @@ floats. Methods run interleaved in one process, medians over the rounds; the tab
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import os
 import platform
@@ -108,37 +107,9 @@ def image_folder_pil(root: Path, workers: int) -> Iterator[int]:
             yield len(images)
 
 
-def litdata_sample(path: str) -> dict[str, Any]:
-    return {"image": Path(path).read_bytes(), "label": int(Path(path).parent.name)}
-
-
-def make_litdata(root: Path) -> None:
-    """litdata's own chunks of the same JPEG bytes."""
-    from litdata import optimize
-
-    paths = sorted(str(path) for path in (root / "folders").rglob("*.jpg"))
-    np.random.default_rng(0).shuffle(paths)
-    optimize(fn=litdata_sample, inputs=paths, output_dir=str(root / "chunks"), chunk_bytes="16MB", num_workers=1)
-
-
-def litdata_decode(sample: dict[str, Any]) -> tuple[Any, int]:
-    return pil_transform()(Image.open(io.BytesIO(sample["image"]))), sample["label"]
-
-
-def litdata_pil(root: Path, workers: int) -> Iterator[int]:
-    from litdata import StreamingDataLoader, StreamingDataset
-
-    data = StreamingDataset(str(root / "chunks"), shuffle=True, transform=litdata_decode)
-    loader = StreamingDataLoader(data, batch_size=BATCH, **processes(workers))
-    while True:
-        for images, _ in loader:
-            yield len(images)
-
-
 METHODS: dict[str, Callable[[Path, int], Iterator[int]]] = {
     "WebDataset + Pillow": webdataset_pil,
     "ImageFolder + Pillow": image_folder_pil,
-    **({"litdata + Pillow": litdata_pil} if importlib.util.find_spec("litdata") else {}),
     **{f"ours, {name}": lambda root, workers, name=name: ours(root, workers, name) for name in DECODERS},
 }
 
@@ -283,8 +254,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_files(root, options.images)
-        if "litdata + Pillow" in METHODS:
-            make_litdata(root)
         mean = statistics.mean(path.stat().st_size for path in islice((root / "folders").rglob("*.jpg"), 200))
         lines += [f"JPEG 500x375 of {mean / 1000:.0f} kB to 224, random resized crop and flip, batches of {BATCH}, warm files;"]
         lines += [

@@ -38,6 +38,8 @@ class DataConfig:
     mean: list[float] = setting([0.5], "subtracted from images in [0, 1], one value or one a channel")
     std: list[float] = setting([0.5], "divides them")
     workers: int = setting(0, "loader processes")
+    resident: bool | None = setting(None, "decode once and keep in memory; null: shards of up to 1 GiB of pixels")
+    on_error: str = setting("raise", "a sample of a shard that cannot be read: raise, or skip and count it")
 
 
 @dataclass

@@ -84,6 +84,10 @@ class PartDataset(PlannedDataset):
     def read(self, index: int) -> Any:
         return self._whole.read(int(self._rows[index]))
 
+    def _sample(self, index: int, key: np.ndarray | None) -> Any:
+        sample = self._whole._sample(int(self._rows[index]), key)  # which may skip a damaged one
+        return sample and (*sample[:2], int(index) % len(self))
+
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """True for ``share`` of each class's samples, drawn by ``seed``: at least one, unless it is the class's only one."""
@@ -115,7 +119,8 @@ def load_data(config: DataConfig, seed: int) -> Data:
         folder = _folder(config)
         open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
         sets = [
-            open_split(folder, split, transform, seed) for split, transform in zip(_splits(config), transforms, strict=True)
+            open_split(folder, split, transform, seed, config.on_error)
+            for split, transform in zip(_splits(config), transforms, strict=True)
         ]
         place = str(folder)
     train, test = sets
@@ -175,11 +180,13 @@ def _transforms(config: DataConfig) -> tuple[Any, Any]:
     return construct(AUGMENTS, config.augment, "augment", options), Fit(config.image_size)
 
 
-def _open_shards(folder: Path, split: str, transform: Any, seed: int) -> Any:
-    return ShardDataset(folder, split, transform, seed=seed)
+def _open_shards(folder: Path, split: str, transform: Any, seed: int, on_error: str) -> Any:
+    return ShardDataset(folder, split, transform, seed=seed, on_error=on_error)
 
 
-def _open_folder(folder: Path, split: str, transform: Any, seed: int) -> Any:
+def _open_folder(folder: Path, split: str, transform: Any, seed: int, on_error: str) -> Any:
+    if on_error != "raise":
+        raise ValueError(f"data.on_error={on_error} is for shards: class folders always raise")
     names = [split, "val"] if split == "test" else [split]
     for name in names:
         if (folder / name).is_dir():

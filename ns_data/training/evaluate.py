@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ns_data.stats import ClassStats
 from ns_data.training.metrics import Evaluation, per_class_accuracy
@@ -16,7 +15,7 @@ from ns_data.training.metrics import Evaluation, per_class_accuracy
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, loader: DataLoader[Any], to_input: Callable[[Tensor], Tensor], stats: ClassStats
+    model: nn.Module, loader: Iterable[Any], to_input: Callable[[Tensor], Tensor], stats: ClassStats
 ) -> dict[str, Any]:
     """The numbers of ``Evaluation``, with the training counts of ``stats``, and ``recall``, the accuracy of each class.
 
@@ -26,7 +25,7 @@ def evaluate(
     training = model.training
     model.eval()
     counts = Evaluation(stats.num_classes, next(model.parameters()).device)
-    for images, labels, _ in loader:
+    for images, labels, *_ in loader:
         logits = model(to_input(images))
         counts.update(logits, labels.to(logits.device))
     model.train(training)

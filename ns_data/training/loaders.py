@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from ns_data.batching import GroupingBatchSampler
 from ns_data.choose import construct
 from ns_data.collate import GroupedBatch, NSCollator
 from ns_data.layout import Layout
 from ns_data.sampling import SAMPLINGS
-from ns_data.training.config import Config
+from ns_data.shards.dataset import PlannedDataset, ShardDataset
+from ns_data.shards.resident import ResidentLoader
+from ns_data.training.config import Config, DataConfig
 from ns_data.training.data import Data
 from ns_data.training.distributed import World
+
+RESIDENT_BYTES = 1 << 30
 
 
 def make_batches(config: Config, data: Data, world: World) -> GroupingBatchSampler:
@@ -39,16 +44,28 @@ def make_batches(config: Config, data: Data, world: World) -> GroupingBatchSampl
 
 def make_loaders(
     config: Config, data: Data, batches: GroupingBatchSampler, world: World
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """(training loader, loader of this process's share of the test set)."""
+) -> tuple[Iterable[GroupedBatch], Iterable[Any]]:
+    """(training batches of an epoch, batches of this process's share of the test set: images, labels and more)."""
+    share = range(world.rank, len(data.test), world.size)
+    test_batches = [list(share[i : i + config.eval_batch_size]) for i in range(0, len(share), config.eval_batch_size)]
+    if is_resident(config.data, data.train):
+        train_loader = ResidentLoader(data.train, batches, device=world.device)
+        return train_loader, ResidentLoader(data.test, test_batches, device=world.device)
     options: dict[str, Any] = {
         "num_workers": config.data.workers,
         "pin_memory": world.device.type == "cuda",
         "generator": torch.Generator().manual_seed(config.seed),  # leaves the generator that dropout uses alone
     }
     train = DataLoader(data.train, batch_sampler=batches, collate_fn=NSCollator(batches.layout), **options)
-    share = Subset(data.test, range(world.rank, len(data.test), world.size))
-    return train, DataLoader(share, config.eval_batch_size, **options)
+    return train, DataLoader(data.test, batch_sampler=test_batches, **options)
+
+
+def is_resident(config: DataConfig, dataset: PlannedDataset) -> bool:
+    """Whether the images stay decoded in memory: as the config says, or for shards of at most ``RESIDENT_BYTES`` of pixels."""
+    if config.resident is not None or config.image_size is None:
+        return bool(config.resident)
+    fits = len(dataset) * 3 * config.image_size**2 <= RESIDENT_BYTES
+    return fits and isinstance(dataset, ShardDataset) and hasattr(dataset.transform, "batch") and config.on_error == "raise"
 
 
 def first_batch(data: Data, batches: GroupingBatchSampler, epoch: int) -> GroupedBatch:

@@ -66,6 +66,7 @@ def noisy_run():
     return composites, own, wrong
 
 
+@pytest.mark.slow
 def test_precision_on_planted_noise(noisy_run):
     """As many suspects as there are wrong labels: a fifth of them would be by chance."""
     composites, own, wrong = noisy_run

@@ -110,11 +110,19 @@ def test_other_settings_start_anew(tmp_path):
     assert len(again.reads) == 52
 
 
+class Slow(Named):
+    """Takes its time, so that a process is killed inside a shard."""
+
+    def __getitem__(self, index):
+        time.sleep(0.003)
+        return super().__getitem__(index)
+
+
 KILLED = """
 import sys
 from ns_data.shards.writer import write_shards
-from tests.shards.test_writer import SAMPLES, Named
-write_shards(Named(SAMPLES), sys.argv[1], samples_per_shard=3, workers=int(sys.argv[2]), progress=False)
+from tests.shards.test_writer import SAMPLES, Slow
+write_shards(Slow(SAMPLES), sys.argv[1], samples_per_shard=3, workers=int(sys.argv[2]), progress=False)
 """
 
 
@@ -127,7 +135,7 @@ def test_sigkill_at_random_moments_leaves_no_half_shard(tmp_path, workers):
         child = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(workers)], start_new_session=True)
         while child.poll() is None and not list(folder.glob("*.tar")):
             time.sleep(0.001)
-        time.sleep(float(rng.random()) * 0.02)
+        time.sleep(float(rng.random()) * 0.04)
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
