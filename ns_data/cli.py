@@ -1,4 +1,4 @@
-"""The `ns-data` command, equally `python -m ns_data.cli`: write, index, inspect and verify shards."""
+"""The `ns-data` command, equally `python -m ns_data.cli`: write, index, inspect and verify shards; compare methods."""
 
 from __future__ import annotations
 
@@ -72,11 +72,20 @@ def verify(arguments: Sequence[str]) -> int:
     return 1 if found.problems or found.unknown else 0
 
 
+def compare(arguments: Sequence[str]) -> int:
+    """ns-data compare CONFIG.yaml [key=value ...]: run methods with every seed and write a report; --help lists the settings."""
+    from ns_data.compare.launch import main as launch  # matplotlib, torch and the training take their time
+
+    launch(list(arguments))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "shards": shards,
     "index": index,
     "inspect": inspect_folder,
     "verify": verify,
+    "compare": compare,
 }
 
 
@@ -91,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command not in COMMANDS:
             raise ValueError(unknown(given.command, COMMANDS, "command"))
-        if {"-h", "--help"} & set(given.arguments):
+        if given.command != "compare" and {"-h", "--help"} & set(given.arguments):  # compare has a help of its own
             print(inspect.getdoc(COMMANDS[given.command]))
             return 0
         return COMMANDS[given.command](given.arguments)

@@ -121,3 +121,10 @@ def test_as_a_module():
     run = subprocess.run([sys.executable, "-m", "ns_data.cli", "shards", "nothing"], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stderr.startswith("ns-data: unknown data source 'nothing'")
+
+
+def test_compare_answers_for_itself(capsys):
+    assert main(["compare", "--help"]) == 0
+    assert "ns-data compare CONFIG.yaml" in capsys.readouterr().out
+    assert main(["compare", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
