@@ -73,7 +73,7 @@ def verify(arguments: Sequence[str]) -> int:
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """ns-data compare CONFIG.yaml [key=value ...]: run methods with every seed and write a report; --help lists the settings."""
+    """ns-data compare CONFIG.yaml [key=value ...]: run methods with every seed, write a report; --help lists settings."""
     from ns_data.compare.launch import main as launch  # matplotlib, torch and the training take their time
 
     launch(list(arguments))
