@@ -5,7 +5,7 @@ import pytest
 
 from ns_data.training.config import Config, help_text, load_config, to_yaml
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
