@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -84,6 +85,7 @@ def test_a_run_leaves_a_folder_and_a_summary(workplace):
     assert [line["epoch"] for line in lines] == [0, 1]
     assert all(line["samples"] == 417 and line["dropped"] == 0 for line in lines)
     assert lines[0]["mean_weight"] == pytest.approx(1.5 - 1 / 4, abs=1e-6)
+    assert lines[0]["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * (6 / 7) / 2)) / 2)  # the last of 7 steps
     assert torch.__version__ == json.loads((folder / "env.json").read_text())["torch"]
     ledger = np.load(folder / "scores.npz")
     assert (ledger["count"] == 2).all()
@@ -133,13 +135,14 @@ def test_a_killed_run_goes_on_to_the_same_end(workplace, sampling):
     same_results(workplace / f"undisturbed-{sampling}", killed)
 
 
-def test_weights_of_one_equal_the_baseline_bit_by_bit(workplace):
+def test_weights_of_one_equal_the_baseline_bit_by_bit_and_others_do_not(workplace):
     run(workplace, "epochs=2", "run_dir=forced", "ns.sigma=1", "ns.rho=0")
     run(workplace, ROOT / "configs" / "digits_baseline.yaml", "epochs=2", "run_dir=baseline")
-    forced, baseline = (
-        torch.load(workplace / name / "last.pt", weights_only=True)["training"] for name in ("forced", "baseline")
-    )
-    assert all(torch.equal(forced["model"][key], baseline["model"][key]) for key in baseline["model"])
+    names = ("forced", "first", "baseline")
+    states = [torch.load(workplace / name / "last.pt", weights_only=True)["training"]["model"] for name in names]
+    forced, weighed, baseline = states
+    assert all(torch.equal(forced[key], baseline[key]) for key in baseline)
+    assert not torch.equal(weighed["head.weight"], baseline["head.weight"])
 
 
 @pytest.mark.parametrize("weighting", ["own", "shuffled", "constant", "inverse_frequency"])
