@@ -81,9 +81,9 @@ def parts_of(batch: GroupedBatch, count: int) -> list[GroupedBatch]:
     num_groups, group_size = batch.groups.shape
     cuts = [num_groups * part // count for part in range(count + 1)]
     parts: list[GroupedBatch] = []
-    for first, last in pairwise(cuts):
+    for part, (first, last) in enumerate(pairwise(cuts), 1):
         members = batch.groups[first:last].reshape(-1)
-        if last == num_groups:
+        if part == count:
             ungrouped = torch.ones(len(batch.labels), dtype=torch.bool, device=batch.labels.device)
             ungrouped[batch.groups.reshape(-1)] = False
             members = torch.cat([members, ungrouped.nonzero()[:, 0]])

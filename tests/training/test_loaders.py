@@ -21,3 +21,11 @@ def test_parts_hold_whole_groups_and_everybody_once():
     assert sum(int(part.skipped) for part in parts) == 2
     assert parts_of(batch, 1) == [batch]
     assert len(parts_of(batch, 99)) == 5
+
+
+def test_a_batch_without_groups_is_one_part():
+    groups = torch.empty((0, 4), dtype=torch.int64)
+    batch = GroupedBatch(torch.zeros(3, 1, 1, 1), torch.arange(3), None, groups, torch.tensor(0))
+    (part,) = parts_of(batch, 2)
+    assert part.labels.tolist() == [0, 1, 2]
+    assert part.groups.shape == (0, 4)
