@@ -11,15 +11,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from ns_data.choose import unknown
-from ns_data.training.config import Config, _check_keys, _parse, load_config, setting
-from ns_data.training.run import _FREE
+from ns_data.training.config import Config, load_config, merge_layers, read_words, read_yaml, setting
+from ns_data.training.run import FREE_SETTINGS
 
 CONTROLS = ("constant", "own", "shuffled", "inverse_frequency")
 _SHORT = {"sampling": "sampling.name", "loss": "loss.name", "weighting": "ns.weighting"}
@@ -86,19 +83,7 @@ def load_comparison(path: str | Path, overrides: Iterable[str] = ()) -> Comparis
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no comparison file {path}")
-    layers = [(str(path), _parse(str(path), partial(OmegaConf.load, path)))]
-    for word in overrides:
-        if not word.partition("=")[1]:
-            raise ValueError(f"{word!r} is not of the form key=value, such as seeds=[1,2]")
-        layers.append((word, _parse(word, partial(OmegaConf.from_dotlist, [word]))))
-    merged = OmegaConf.structured(Comparison)
-    for origin, layer in layers:
-        if not OmegaConf.is_dict(layer):
-            raise ValueError(f"{path} is not a mapping of settings")
-        _check_keys(layer, Comparison, origin)
-        merged = _parse(origin, partial(OmegaConf.merge, merged, layer))
-    comparison = _parse(str(path), partial(OmegaConf.to_object, merged))
-    assert isinstance(comparison, Comparison)
+    comparison = merge_layers(Comparison, [(str(path), read_yaml(path)), *read_words(overrides, "seeds=[1,2]")])
     comparison.name = comparison.name or path.stem
     comparison.folder = comparison.folder or f"comparisons/{comparison.name}"
     if not comparison.base:
@@ -194,7 +179,7 @@ def words(changes: Mapping[str, Any]) -> list[str]:
 def settings(config: Config) -> dict[str, Any]:
     """What decides a run's result beside its seed: flat, without names, places and speed."""
     flat = flatten(dataclasses.asdict(config))
-    return {key: value for key, value in flat.items() if key not in (*_OURS, *_FREE)}
+    return {key: value for key, value in flat.items() if key not in (*_OURS, *FREE_SETTINGS)}
 
 
 def flatten(content: Mapping[str, Any]) -> dict[str, Any]:

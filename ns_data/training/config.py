@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ns_data.choose import unknown
+
+T = TypeVar("T")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -128,18 +130,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises ``ValueError`` in one sentence for unknown keys (naming the nearest) and values of the wrong type.
     """
     overrides = list(overrides)
-    layers = [(str(file), content) for file, content in _with_bases(Path(path), ())]
-    for word in overrides:
-        key, equals, _ = word.partition("=")
-        if not (key and equals):
-            raise ValueError(f"{word!r} is not of the form key=value, such as epochs=3")
-        layers.append((word, _parse(word, partial(OmegaConf.from_dotlist, [word]))))
-    merged = OmegaConf.structured(Config)
-    for origin, layer in layers:
-        _check_keys(layer, Config, origin)
-        merged = _parse(origin, partial(OmegaConf.merge, merged, layer))
-    config = _parse(str(path), partial(OmegaConf.to_object, merged))
-    assert isinstance(config, Config)
+    files = [(str(file), content) for file, content in _with_bases(Path(path), ())]
+    config = merge_layers(Config, [*files, *read_words(overrides, "epochs=3")])
     config.base = None
     if config.name is None:
         config.name = "-".join([Path(path).stem, *(word.replace("/", "_") for word in overrides if _names_a_run(word))])
@@ -151,6 +143,38 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
+Layers = list[tuple[str, Any]]  # where settings come from, and the settings, in the order of growing weight
+
+
+def read_words(words: Iterable[str], example: str) -> Layers:
+    """``key=value`` words as layers of settings."""
+    layers: Layers = []
+    for word in words:
+        key, equals, _ = word.partition("=")
+        if not (key and equals):
+            raise ValueError(f"{word!r} is not of the form key=value, such as {example}")
+        layers.append((word, _parse(word, partial(OmegaConf.from_dotlist, [word]))))
+    return layers
+
+
+def read_yaml(path: Path) -> Any:
+    """The mapping of settings in a YAML file."""
+    content = _parse(str(path), partial(OmegaConf.load, path))
+    if not OmegaConf.is_dict(content):
+        raise ValueError(f"{path} is not a mapping of settings")
+    return content
+
+
+def merge_layers(schema: type[T], layers: Layers) -> T:
+    """A ``schema`` with the settings of all layers; the first layer names the file in what goes wrong at the end."""
+    merged = OmegaConf.structured(schema)
+    for origin, layer in layers:
+        _check_keys(layer, schema, origin)
+        merged = _parse(origin, partial(OmegaConf.merge, merged, layer))
+    settings: T = _parse(layers[0][0], partial(OmegaConf.to_object, merged))
+    return settings
+
+
 def _names_a_run(override: str) -> bool:
     return override.partition("=")[0] not in ("fresh", "run_dir", "name", "device", "data.root", "data.workers")
 
@@ -160,9 +184,7 @@ def _with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, Any
         raise ValueError(f"there is no config file {path}")
     if path.resolve() in above:
         raise ValueError(f"config {path} is its own base")
-    content = _parse(str(path), partial(OmegaConf.load, path))
-    if not OmegaConf.is_dict(content):
-        raise ValueError(f"{path} is not a mapping of settings")
+    content = read_yaml(path)
     if content.get("base"):
         yield from _with_bases(path.parent / content.base, (*above, path.resolve()))
     yield path, content

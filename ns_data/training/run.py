@@ -24,7 +24,7 @@ from ns_data.training.config import Config, load_config, to_yaml
 from ns_data.training.distributed import World
 
 # Settings that may change between two starts of the same run.
-_FREE = ("fresh", "device", "data.workers", "data.root", "run_dir", "name", "checkpoint_every", "eval_batch_size")
+FREE_SETTINGS = ("fresh", "device", "data.workers", "data.root", "run_dir", "name", "checkpoint_every", "eval_batch_size")
 
 
 class RunFolder:
@@ -117,7 +117,7 @@ def _differences(old: Config, new: Config) -> list[str]:
         return {key: v for name, inner in value.items() for key, v in flat(inner, f"{prefix}{name}.").items()}
 
     then, now = (flat(OmegaConf.to_container(OmegaConf.structured(config))) for config in (old, new))
-    keys = [key for key in sorted(then.keys() | now.keys()) if key not in _FREE]
+    keys = [key for key in sorted(then.keys() | now.keys()) if key not in FREE_SETTINGS]
     return [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
 
 

@@ -20,7 +20,7 @@ from ns_data.shards.verify import verify_shards
 from ns_data.stats import ClassStats
 from tests.shards.helpers import picture, tar_bytes
 
-GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "cifar_lt.json").read_text())
+GOLDENS = json.loads((Path(__file__).parents[1] / "data" / "cifar_lt.json").read_text())
 
 
 def put(path, data):
