@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from ns_data import WEIGHTINGS, GroupedBatch, GroupingBatchSampler, Layout, NSScorer, ScoreLedger, create_model
 from ns_data.augment import normalize
 from ns_data.choose import choose
-from ns_data.compare.plots import plot_composites, plot_run
 from ns_data.losses import create_loss
 from ns_data.scoring.weighting import Step, Strength, mean_weight
 from ns_data.training.config import Config, help_text, load_config, to_yaml
@@ -63,6 +61,8 @@ def main(arguments: list[str]) -> None:
         data = load_data(config.data, config.seed)
         batches = make_batches(config, data, world)
         print(describe(config, data, batches))
+        from ns_data.compare.plots import plot_composites  # only here: matplotlib takes its time
+
         picture = Path(f"{config.run_dir}-dry-run.png")
         plot_composites(first_batch(data, batches, epoch=1), batches.layout, data.classes, picture)
         print(f"{'picture':<18} {picture}")
@@ -90,20 +90,19 @@ class Training:
         torch.manual_seed(config.seed)
         model = create_model(config.model.name, data.stats.num_classes, **config.model.options)
         self.model = model.to(world.device, memory_format=self.memory_format)
-        compiled: Any = torch.compile(self.model) if config.compile else self.model
-        self.network: torch.nn.Module = world.wrap(compiled)
+        network: Any = torch.compile(self.model) if config.compile else self.model
+        self.network: torch.nn.Module = world.wrap(network)
         torch.manual_seed(config.seed + world.rank)
         facts = {"stats": data.stats, "num_samples": len(data.train), "seed": config.seed}
         self.loss = create_loss(config.loss.name, config.loss.options, **facts).to(world.device)
         self.optimizer = create_optimizer(config.optimizer.name, self.model, config.optimizer.lr, config.optimizer.options)
         self.schedule = create_schedule(config.schedule.name, config.epochs, config.schedule.options)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp_dtype == torch.float16)
         self.weighting = choose(WEIGHTINGS, ns.weighting, "weighting")
         self.strength = Strength(ns.sigma, ns.rho, ns.start_epoch, ns.sigma_end, ns.rho_end)
         ledger = ScoreLedger(len(data.train), device=world.device)
-        every = {"every": ns.every, "ledger": ledger if ns.every > 1 else None}
-        options = {"layout": self.layout, "batch_norm": ns.batch_norm, "scale": ns.scale, "placements": ns.placements}
-        self.scorer = NSScorer(self.model, **options, **every)
+        options = {"batch_norm": ns.batch_norm, "scale": ns.scale, "placements": ns.placements, "every": ns.every}
+        self.scorer = NSScorer(self.model, layout=self.layout, ledger=ledger if ns.every > 1 else None, **options)
         self.notes = Notes(config, ledger, self.scorer, world)
 
     def input(self, images: Tensor) -> Tensor:
@@ -130,7 +129,7 @@ class Training:
             self.notes.enter(part, weights, scores, losses, epoch, number)
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -193,9 +192,8 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
             batches.set_epoch(epoch)
             training.loss.start_epoch(epoch, config.epochs)
             clock = EpochClock()
-            title = f"epoch {epoch + 1}/{config.epochs}"
-            quiet = None if world.is_main else True
-            bar = tqdm(clock.waiting(loader), title, total=len(batches), initial=first, leave=False, disable=quiet)
+            shown = {"initial": first, "leave": False, "disable": None if world.is_main else True}
+            bar = tqdm(clock.waiting(loader), f"epoch {epoch + 1}/{config.epochs}", len(batches), **shown)
             for number, batch in enumerate(bar, first):
                 global_size, stop = world.sum(torch.tensor([len(batch.labels), int(preempted.is_set)])).tolist()
                 training.step(batch, epoch, number, number / len(batches), global_size)
@@ -224,16 +222,19 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
 
 
 def finish(config: Config, training: Training, batches: GroupingBatchSampler, run: RunFolder) -> None:
-    """Plots and the summary, by the main process alone."""
-    data = training.data
+    """Scores, plots and the summary, by the main process alone."""
     training.notes.ledger.save(run.path / "scores.npz")
-    plot_run(run.path, data.stats, data.classes)
-    batch = first_batch(data, batches, config.epochs).to(training.world.device)
-    training.network = training.model  # the other processes are gone
-    with torch.no_grad():
-        weights, scores, _ = training.weigh(training.input(batch.images), batch, config.epochs - 1, 0)
-    picture = run.path / "plots" / "composites.png"
-    plot_composites(batch.to("cpu"), training.layout, data.classes, picture, scores.cpu(), weights.cpu())
+    if config.plots:
+        from ns_data.compare.plots import plot_composites, plot_run  # only here: matplotlib takes its time
+
+        data = training.data
+        plot_run(run.path, data.stats, data.classes)
+        batch = first_batch(data, batches, config.epochs).to(training.world.device)
+        training.network = training.model  # the other processes are gone
+        with torch.no_grad():
+            weights, scores, _ = training.weigh(training.input(batch.images), batch, config.epochs - 1, 0)
+        picture = run.path / "plots" / "composites.png"
+        plot_composites(batch.to("cpu"), training.layout, data.classes, picture, scores.cpu(), weights.cpu())
     run.finish(summarize(config, run.metrics(), training.world.device))
 
 

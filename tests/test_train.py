@@ -91,6 +91,15 @@ def test_a_run_leaves_a_folder_and_a_summary(workplace):
     assert (ledger["count"] == 2).all()
 
 
+def test_plots_can_be_left_out_and_matplotlib_with_them(workplace):
+    code = "import sys, train; train.main(sys.argv[1:]); sys.exit('matplotlib' in sys.modules)"
+    words = ["epochs=1", "run_dir=bare", "plots=false"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, *words], cwd=workplace, check=True, capture_output=True, env=environment)
+    assert not (workplace / "bare" / "plots").exists()
+    assert (workplace / "bare" / "done").exists()
+
+
 def test_the_same_command_again_prints_the_summary_and_trains_nothing(workplace):
     before = (workplace / "first" / "last.pt").stat().st_mtime_ns
     out = run(workplace, "epochs=2", "run_dir=first")

@@ -163,7 +163,7 @@ def make_method(comparison: Comparison, name: str, changes: dict[str, Any], **co
     """A method with its whole config."""
     if not re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", name):
         raise ValueError(f"method name {name!r} becomes a folder: use letters, digits and . _ + = -")
-    changes = {**method_changes("set", comparison.set), "ns.weighting": "none", **changes}
+    changes = {"plots": False, **method_changes("set", comparison.set), "ns.weighting": "none", **changes}
     try:
         config = load_config(comparison.base, words(changes))
     except ValueError as error:

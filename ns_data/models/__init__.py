@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from ns_data.choose import construct, unknown
@@ -70,6 +69,8 @@ def create_model(
 
 
 def _torchvision_model(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    import torchvision  # only here: it takes longer than all the rest
+
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise ValueError(unknown(name, [*MODELS, *names], "model"))

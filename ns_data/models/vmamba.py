@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from ns_data.models.scan import linear_scan
 
@@ -68,6 +67,8 @@ class Block(nn.Module):
     """x + SS2D(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(self, dim: int, drop_path: float) -> None:
+        from torchvision.ops import StochasticDepth  # only here: torchvision takes its time
+
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.op = SS2D(dim)

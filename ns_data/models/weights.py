@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 STATE_KEYS = ("model", "state_dict", "model_ema")  # where checkpoints keep a state dict, in the order they are tried
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DistributedDataParallel and torch.compile
@@ -119,6 +118,8 @@ def torchvision_weights(name: str, weights: str) -> tuple[dict[str, Tensor], str
     Takes "IMAGENET1K_V1", "DEFAULT" and the form with the class, "ResNet50_Weights.IMAGENET1K_V1".
     Raises ``ValueError`` if the download fails.
     """
+    from torchvision.models import get_model_weights  # only here: torchvision takes its time
+
     known = get_model_weights(name)
     member = weights.removeprefix(f"{known.__name__}.")
     if member not in known.__members__:

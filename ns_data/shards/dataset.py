@@ -216,3 +216,20 @@ class ShardDataset(PlannedDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}
+
+
+class PartDataset(PlannedDataset):
+    """The samples ``rows`` of a data set, numbered anew."""
+
+    def __init__(self, whole: Any, rows: np.ndarray) -> None:
+        super().__init__(whole.transform, seed=whole.seed)
+        self.whole, self.rows = whole, rows
+        self.labels = whole.labels[rows]
+        self.classes: list[str] = whole.classes
+
+    def read(self, index: int) -> Any:
+        return self.whole.read(int(self.rows[index]))
+
+    def _sample(self, index: int, key: np.ndarray | None) -> Any:
+        sample = self.whole._sample(int(self.rows[index]), key)  # which may skip a damaged one
+        return sample and (*sample[:2], int(index) % len(self))

@@ -19,7 +19,7 @@ from ns_data.augment import draw_keys, uniforms
 from ns_data.batching import PlannedBatch
 from ns_data.collate import GroupedBatch
 from ns_data.layout import Layout
-from ns_data.shards.dataset import PlannedDataset, ShardDataset
+from ns_data.shards.dataset import PartDataset, PlannedDataset, ShardDataset
 from ns_data.shards.tar import ShardError
 
 _CACHE = "resident"
@@ -53,8 +53,7 @@ class ResidentLoader:
         self.dataset, self.batch_sampler, self.transform = dataset, batch_sampler, transform
         chosen = getattr(batch_sampler, "layout", None) if layout is None else layout
         self.group_size = None if chosen is None else Layout.parse(chosen).group_size
-        images = _cached_images(dataset) if cache and isinstance(dataset, ShardDataset) else _prepared_images(dataset)
-        self.images_NCHW = torch.from_numpy(images).to(device)
+        self.images_NCHW = torch.from_numpy(_images(dataset, cache)).to(device)
         self.labels_N = torch.from_numpy(np.asarray(dataset.labels, np.int64))
 
     def __len__(self) -> int:
@@ -83,6 +82,12 @@ class ResidentLoader:
             return torch.rand(len(ids), count, dtype=torch.float64).numpy()
         slots = ids.offset + np.arange(len(ids))
         return uniforms(draw_keys(self.dataset.seed, ids.epoch, ids.number, slots), count)
+
+
+def _images(dataset: PlannedDataset, cache: bool) -> np.ndarray:
+    if isinstance(dataset, PartDataset):
+        return _images(dataset.whole, cache)[dataset.rows]
+    return _cached_images(dataset) if cache and isinstance(dataset, ShardDataset) else _prepared_images(dataset)
 
 
 def _prepared_images(dataset: PlannedDataset) -> np.ndarray:

@@ -114,6 +114,7 @@ class Config:
     clip_grad: float | None = setting(None, "largest norm of the gradient")
     checkpoint_every: int | None = setting(None, "also save a checkpoint every so many steps; null: after every epoch")
     keep_every: int | None = setting(None, "keep the checkpoint of every so many epochs as epoch-N.pt; null: the last only")
+    plots: bool = setting(True, "draw plots at the end")
     fresh: bool = setting(False, "start anew, removing what is in the run folder")
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": ""})
     ns: NSConfig = field(default_factory=NSConfig, metadata={"help": ""})
@@ -176,7 +177,7 @@ def merge_layers(schema: type[T], layers: Layers) -> T:
 
 
 def _names_a_run(override: str) -> bool:
-    return override.partition("=")[0] not in ("fresh", "run_dir", "name", "device", "data.root", "data.workers")
+    return override.partition("=")[0] not in ("fresh", "run_dir", "name", "plots", "device", "data.root", "data.workers")
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, Any]]:

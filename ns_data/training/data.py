@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.datasets import ImageFolder
 
 from ns_data.augment import AUGMENTS, Fit
 from ns_data.choose import construct
-from ns_data.shards.dataset import PlannedDataset, ShardDataset
+from ns_data.shards.dataset import PartDataset, PlannedDataset, ShardDataset
 from ns_data.shards.decode import decode_image
 from ns_data.shards.index import DATASET_FILE
 from ns_data.shards.sources import prepare
@@ -39,6 +38,8 @@ class FolderDataset(PlannedDataset):
     """The images of ``folder/CLASS/*``, decoded under the same rules as shards."""
 
     def __init__(self, folder: Path, transform: Callable[..., Any] | None, *, seed: int = 0) -> None:
+        from torchvision.datasets import ImageFolder  # only here: it takes its time
+
         super().__init__(transform, seed=seed)
         self._files = ImageFolder(str(folder))
         self.labels = as_labels(self._files.targets)
@@ -70,23 +71,6 @@ class WrappedDataset(PlannedDataset):
             return image
         pixels = torch.from_numpy(np.array(image))  # PIL images and arrays of shape (H, W) or (H, W, C)
         return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-
-
-class PartDataset(PlannedDataset):
-    """The samples ``rows`` of a data set, numbered anew."""
-
-    def __init__(self, whole: Any, rows: np.ndarray) -> None:
-        super().__init__(whole.transform, seed=whole.seed)
-        self._whole, self._rows = whole, rows
-        self.labels = whole.labels[rows]
-        self.classes: list[str] = whole.classes
-
-    def read(self, index: int) -> Any:
-        return self._whole.read(int(self._rows[index]))
-
-    def _sample(self, index: int, key: np.ndarray | None) -> Any:
-        sample = self._whole._sample(int(self._rows[index]), key)  # which may skip a damaged one
-        return sample and (*sample[:2], int(index) % len(self))
 
 
 def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

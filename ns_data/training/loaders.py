@@ -14,7 +14,7 @@ from ns_data.choose import construct
 from ns_data.collate import GroupedBatch, NSCollator
 from ns_data.layout import Layout
 from ns_data.sampling import SAMPLINGS
-from ns_data.shards.dataset import PlannedDataset, ShardDataset
+from ns_data.shards.dataset import PartDataset, PlannedDataset, ShardDataset
 from ns_data.shards.resident import ResidentLoader
 from ns_data.training.config import Config, DataConfig
 from ns_data.training.data import Data
@@ -64,8 +64,9 @@ def is_resident(config: DataConfig, dataset: PlannedDataset) -> bool:
     """Whether the images stay decoded in memory: as the config says, or for shards of at most ``RESIDENT_BYTES`` of pixels."""
     if config.resident is not None or config.image_size is None:
         return bool(config.resident)
-    fits = len(dataset) * 3 * config.image_size**2 <= RESIDENT_BYTES
-    return fits and isinstance(dataset, ShardDataset) and hasattr(dataset.transform, "batch") and config.on_error == "raise"
+    whole = dataset.whole if isinstance(dataset, PartDataset) else dataset
+    fits = len(whole) * 3 * config.image_size**2 <= RESIDENT_BYTES
+    return fits and isinstance(whole, ShardDataset) and hasattr(dataset.transform, "batch") and config.on_error == "raise"
 
 
 def first_batch(data: Data, batches: GroupingBatchSampler, epoch: int) -> GroupedBatch:

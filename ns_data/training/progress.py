@@ -60,7 +60,7 @@ def summarize(config: Config, metrics: list[dict[str, Any]], device: torch.devic
     last = {name: metrics[-1][name] for name in ("accuracy", "balanced_accuracy", "test_loss")}
     best = {"best_epoch_accuracy": max(line["accuracy"] for line in metrics)}
     seconds = {name: sum(line[name] for line in metrics) for name in ("train_seconds", "scoring_seconds")}
-    run = {"name": config.name, "run_dir": config.run_dir, "epochs": config.epochs, "seed": config.seed}
+    run = {"name": config.name, "run_dir": config.run_dir, "epochs": config.epochs, "seed": config.seed, "plots": config.plots}
     return {**run, **last, **best, **seconds, "peak_memory_mb": round(peak_memory(device) / 1e6, 1)}
 
 
@@ -74,11 +74,11 @@ def peak_memory(device: torch.device) -> int:
 def summary_text(summary: dict[str, Any]) -> str:
     """The end of a run, for people."""
     training, scoring = summary["train_seconds"], summary["scoring_seconds"]
+    plots = f"\n  plots              {summary['run_dir']}/plots" if summary.get("plots") else ""
     return (
         f"\n{summary['name']}: {summary['epochs']} epochs, the last one reported\n"
         f"  accuracy           {summary['accuracy']:.2%}\n"
         f"  balanced accuracy  {summary['balanced_accuracy']:.2%}\n"
         f"  training           {training:.1f} s, of which scoring {scoring:.1f} s ({scoring / max(training, 1e-9):.0%})\n"
-        f"  run folder         {summary['run_dir']}\n"
-        f"  plots              {summary['run_dir']}/plots"
+        f"  run folder         {summary['run_dir']}{plots}"
     )

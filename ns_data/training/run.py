@@ -24,7 +24,17 @@ from ns_data.training.config import Config, load_config, to_yaml
 from ns_data.training.distributed import World
 
 # Settings that may change between two starts of the same run.
-FREE_SETTINGS = ("fresh", "device", "data.workers", "data.root", "run_dir", "name", "checkpoint_every", "eval_batch_size")
+FREE_SETTINGS = (
+    "fresh",
+    "plots",
+    "device",
+    "data.workers",
+    "data.root",
+    "run_dir",
+    "name",
+    "checkpoint_every",
+    "eval_batch_size",
+)
 
 
 class RunFolder:
@@ -51,7 +61,7 @@ class RunFolder:
         self.check(config)
         if config.fresh and self.path.exists():
             shutil.rmtree(self.path)
-        (self.path / "plots").mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "config.yaml").is_file():
             self.write("env.json", json.dumps(_environment(), indent=1) + "\n")
             self.write("config.yaml", to_yaml(replace(config, fresh=False)))

@@ -35,8 +35,6 @@ def workplace(tmp_path, monkeypatch):
     (tmp_path / "c.yaml").write_text(THREE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ns_data.compare.report.draw", lambda *_: {})
-    monkeypatch.setattr("train.plot_run", lambda *_: None)  # pictures of runs are looked at in their own tests
-    monkeypatch.setattr("train.plot_composites", lambda *_: None)
     monkeypatch.setattr("ns_data.compare.budget.start_seconds", lambda: 1.0)
     return tmp_path
 

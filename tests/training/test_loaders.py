@@ -1,7 +1,30 @@
 import torch
+from torch.utils.data import DataLoader
 
-from ns_data import GroupedBatch
-from ns_data.training.loaders import parts_of
+from ns_data import GroupedBatch, NSCollator
+from ns_data.shards.resident import ResidentLoader
+from ns_data.training.config import Config
+from ns_data.training.data import load_data
+from ns_data.training.distributed import World
+from ns_data.training.loaders import make_batches, make_loaders, parts_of
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def test_held_out_parts_stay_in_memory_and_give_the_batches_of_a_plain_loader(tmp_path):
+    config = Config(batch_size=32)
+    config.data.root, config.data.image_size, config.data.holdout = str(tmp_path), 8, 0.3
+    config.data.augment, config.data.augment_options = "crop_flip", {"padding": 1}
+    data = load_data(config.data, seed=0)
+    batches = make_batches(config, data, ALONE)
+    batches.set_epoch(1)
+    train, test = make_loaders(config, data, batches, ALONE)
+    assert isinstance(train, ResidentLoader)
+    plain = DataLoader(data.train, batch_sampler=batches, collate_fn=NSCollator(batches.layout))
+    for ours, theirs in zip(train, plain, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
+    images = torch.cat([batch.images for batch in test])
+    assert torch.equal(images, torch.stack([data.test[i][0] for i in range(len(data.test))]))
 
 
 def test_parts_hold_whole_groups_and_everybody_once():
