@@ -2,7 +2,7 @@
 
     python benchmarks/comparing.py [--folder comparisons/benchmark] [--no-write]
 
-Runs the documented part of digits_lt.yaml (eight methods, three seeds, tuned) as a user does, in about ten minutes on two cores.
+Runs the documented part of digits_lt.yaml (eight methods, three seeds, tuned) as a user does, in ten minutes on two cores.
 "Harness" is what the command took beyond its runs, in percent of them; a slot that stands empty at the end counts. Then the
 report is made of 500 runs: copies of these under other names, their accuracies moved a little.
 """
