@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ns_data.choose import unknown
-from ns_data.training.config import Config, load_config, merge_layers, read_words, read_yaml, setting
+from ns_data.training.config import Config, load_config, setting
+from ns_data.training.layers import merge_layers, read_words, read_yaml
 from ns_data.training.run import FREE_SETTINGS
 
 CONTROLS = ("constant", "own", "shuffled", "inverse_frequency")
