@@ -6,7 +6,6 @@ from torch import nn
 
 from ns_data.training.optim import create_optimizer, create_schedule, parameter_groups, set_lr
 
-
 TORCHS = {
     "cosine": (torch.optim.lr_scheduler.CosineAnnealingLR, {"T_max": 10}, {}),
     "cosine to 0.1": (torch.optim.lr_scheduler.CosineAnnealingLR, {"T_max": 10, "eta_min": 0.1}, {"final": 0.1}),
