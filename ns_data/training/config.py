@@ -130,6 +130,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     files = [(str(file), content) for file, content in _with_bases(Path(path), ())]
     config = merge_layers(Config, [*files, *read_words(overrides, "epochs=3")])
     config.base = None
+    if "num_classes" in config.model.options:
+        raise ValueError(f"{path}: model.options.num_classes is given by the data's classes: leave it out")
     if config.name is None:
         config.name = "-".join([Path(path).stem, *(word.replace("/", "_") for word in overrides if _names_a_run(word))])
     if config.run_dir is None:
