@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ns_data import WEIGHTINGS, GroupedBatch, GroupingBatchSampler, Layout, NSScorer, ScoreLedger, create_model
 from ns_data.augment import normalize
@@ -30,11 +29,13 @@ from ns_data.training.data import Data, load_data, open_data
 from ns_data.training.distributed import World, leave_world, start_world
 from ns_data.training.dry_run import describe
 from ns_data.training.evaluate import evaluate
+from ns_data.training.layers import split_arguments
 from ns_data.training.loaders import first_batch, make_batches, make_loaders, parts_of
+from ns_data.training.memory import memory_advice
 from ns_data.training.notes import Notes
 from ns_data.training.optim import create_optimizer, create_schedule, set_lr
 from ns_data.training.preempt import Preemption, PreemptionFlag
-from ns_data.training.progress import EpochClock, epoch_line, summarize, summary_text
+from ns_data.training.progress import EpochClock, epoch_line, progress_bar, summarize, summary_text
 from ns_data.training.run import RunFolder, rng_state, set_rng_state
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits_lt.yaml"
@@ -43,11 +44,7 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(arguments: list[str]) -> None:
-    dashed = [word for word in arguments if word.startswith("-")]
-    words = [word for word in arguments if not word.startswith("-")]
-    for word in dashed:
-        if word not in DASHED:
-            raise ValueError(f"unknown option {word}: there are {', '.join(DASHED)}; settings are written key=value")
+    words, dashed = split_arguments(arguments, DASHED)
     if "--help" in dashed:
         print(f"{__doc__}\nWithout CONFIG it is configs/{DEFAULT_CONFIG.name}. Settings and their defaults:\n\n{help_text()}")
         return
@@ -90,12 +87,13 @@ class Training:
         torch.manual_seed(config.seed)
         model = create_model(config.model.name, data.stats.num_classes, **config.model.options)
         self.model = model.to(world.device, memory_format=self.memory_format)
+        optimizer = config.optimizer
+        self.optimizer = create_optimizer(optimizer.name, self.model, optimizer.lr, optimizer.options, optimizer.groups)
         network: Any = torch.compile(self.model) if config.compile else self.model
         self.network: torch.nn.Module = world.wrap(network)
         torch.manual_seed(config.seed + world.rank)
         facts = {"stats": data.stats, "num_samples": len(data.train), "seed": config.seed}
         self.loss = create_loss(config.loss.name, config.loss.options, **facts).to(world.device)
-        self.optimizer = create_optimizer(config.optimizer.name, self.model, config.optimizer.lr, config.optimizer.options)
         self.schedule = create_schedule(config.schedule.name, config.epochs, config.schedule.options)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp_dtype == torch.float16)
         self.weighting = choose(WEIGHTINGS, ns.weighting, "weighting")
@@ -112,9 +110,9 @@ class Training:
 
     def step(self, batch: GroupedBatch, epoch: int, number: int, share: float, global_size: int) -> None:
         """One step: score, learn, note. ``share`` of the epoch has passed; all processes hold ``global_size`` samples."""
-        lr = self.config.optimizer.lr * self.schedule(epoch + share)
-        set_lr(self.optimizer, lr)
-        self.loss.set_lr(lr)
+        self.lr = self.config.optimizer.lr * self.schedule(epoch + share)
+        set_lr(self.optimizer, self.lr)
+        self.loss.set_lr(self.lr)
         self.optimizer.zero_grad(set_to_none=True)
         parts = parts_of(batch.to(self.world.device, non_blocking=True), self.config.accumulate)
         for part in parts:
@@ -137,8 +135,7 @@ class Training:
         """(weights_B, scores_B, logits_BK) of a batch: the pass over composites, then the training pass."""
         weighting = self.weighting if epoch >= self.config.ns.start_epoch else WEIGHTINGS["none"]
         sigma, rho = self.strength.at(epoch, self.config.epochs)
-        amp = torch.autocast(self.world.device.type, self.amp_dtype) if self.amp_dtype else nullcontext()
-        with amp:
+        with torch.autocast(self.world.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             scores = None
             if weighting.composites:  # before the training pass, whose activations would add to its memory
                 with self.notes.scoring_time():
@@ -172,31 +169,33 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
     world.wait()
 
     def save(batches_done: int, keep_as: str | None = None) -> None:
-        state = {"training": training.state_dict(), "plan": batches.state_dict(batches_done)}
+        state = {"config": asdict(config), "training": training.state_dict(), "plan": batches.state_dict(batches_done)}
         if world.is_main:
             run.save_checkpoint(state, keep_as)
 
     first, stop = 0, False
-    checkpoint = run.load_checkpoint()
+    checkpoint = run.load_checkpoint(config, training.model)
     if checkpoint is not None:
         training.load_state_dict(checkpoint["training"])
         batches.load_state_dict(checkpoint["plan"])
         first = checkpoint["plan"]["batches"]
     if world.is_main:
-        run.keep_metrics_before(batches.epoch)
+        run.open_logs(batches.epoch, config.tensorboard)
         if checkpoint is not None:
             print(f"going on in {run.path} at epoch {batches.epoch + 1}, step {first + 1}")
+        elif hasattr(training.model, "weights_report"):
+            print(f"{config.model.name}: {training.model.weights_report}")
 
     with PreemptionFlag() as preempted:
         for epoch in range(batches.epoch, config.epochs):
             batches.set_epoch(epoch)
             training.loss.start_epoch(epoch, config.epochs)
             clock = EpochClock()
-            shown = {"initial": first, "leave": False, "disable": None if world.is_main else True}
-            bar = tqdm(clock.waiting(loader), f"epoch {epoch + 1}/{config.epochs}", len(batches), **shown)
+            bar = progress_bar(clock.waiting(loader), f"epoch {epoch + 1}/{config.epochs}", first, len(batches), world)
             for number, batch in enumerate(bar, first):
                 global_size, stop = world.sum(torch.tensor([len(batch.labels), int(preempted.is_set)])).tolist()
-                training.step(batch, epoch, number, number / len(batches), global_size)
+                with memory_advice(config, world, "training"):
+                    training.step(batch, epoch, number, number / len(batches), global_size)
                 done = number + 1
                 due = config.checkpoint_every is not None and done % config.checkpoint_every == 0
                 if (stop or due) and done < len(batches):
@@ -204,12 +203,14 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
                     if stop:
                         raise Preemption
             sigma, rho = training.strength.at(epoch, config.epochs)
-            line = {"epoch": epoch, "lr": training.optimizer.param_groups[0]["lr"], "sigma": sigma, "rho": rho}
-            line |= {**training.notes.numbers(), **batches.report.counts(), **clock.read(batches.report.samples)}
-            line |= evaluate(training.model, test_loader, training.input, data.stats)
+            line = {"epoch": epoch, "lr": training.lr, "sigma": sigma, "rho": rho}
+            line |= {**training.notes.numbers(), **batches.report.counts()}
+            line |= clock.read(line["scoring_seconds"], world)
+            with memory_advice(config, world, "evaluation"):
+                line |= evaluate(training.model, test_loader, training.input, data.stats)
             if world.is_main:
                 run.log(line)
-                tqdm.write(epoch_line(line, config.epochs))
+                print(epoch_line(line, config.epochs), flush=True)
             first = 0
             keep = config.keep_every is not None and (epoch + 1) % config.keep_every == 0
             save(len(batches), f"epoch-{epoch + 1}.pt" if keep else None)

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 import yaml
 
 import train
+from ns_data import create_model
 
 ROOT = Path(__file__).parent.parent
 PLOTS = {"curves.png", "scores_by_class.png", "score_against_class_size.png", "weights.png", "composites.png"}
@@ -53,7 +55,8 @@ def workplace(tmp_path_factory):
 def metrics(run_dir):
     """The lines of metrics.jsonl without the clock's numbers."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+    clock = ("second", "waiting", "scoring", "gpu")
+    return [{key: value for key, value in line.items() if not any(word in key for word in clock)} for line in lines]
 
 
 def same_results(one, other):
@@ -77,6 +80,7 @@ def test_a_run_leaves_a_folder_and_a_summary(workplace):
         "metrics.jsonl",
         "scores.npz",
         "last.pt",
+        "tensorboard",
         "plots",
         "done",
     }
@@ -98,6 +102,44 @@ def test_plots_can_be_left_out_and_matplotlib_with_them(workplace):
     subprocess.run([sys.executable, "-c", code, *words], cwd=workplace, check=True, capture_output=True, env=environment)
     assert not (workplace / "bare" / "plots").exists()
     assert (workplace / "bare" / "done").exists()
+
+
+def test_every_number_of_the_metrics_is_explained(workplace):
+    explained = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "training.md").read_text()))
+    lines = [json.loads(line) for line in (workplace / "first" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0].keys() <= explained
+    asked_for = {"lr", "mean_weight", "tied_groups", "relaxed", "ungrouped", "samples_per_second", "waiting_share"}
+    assert asked_for | {"scoring_share", "top5_accuracy", "balanced_accuracy", "recall", "many_shot"} <= lines[0].keys()
+    assert {"calibration_error", "medium_shot", "few_shot"} <= lines[0].keys()
+
+
+def test_what_was_loaded_is_said_once(workplace):
+    torch.save(create_model("small_cnn", 7).state_dict(), workplace / "seven.pt")
+    words = ["epochs=1", "model.options={weights: seven.pt}", "run_dir=tuned", "optimizer.groups={features: 0}"]
+    out = run(workplace, *words)
+    (said,) = [line for line in out.splitlines() if line.startswith("small_cnn: ")]
+    assert "tensors loaded from seven.pt; 2 replaced for another number of classes (head.weight, head.bias)" in said
+    before = torch.load(workplace / "seven.pt")
+    after = torch.load(workplace / "tuned" / "last.pt", weights_only=True)["training"]["model"]
+    assert torch.equal(after["features.0.weight"], before["features.0.weight"])  # frozen
+    assert not torch.equal(after["features.1.running_mean"], before["features.1.running_mean"])
+    (workplace / "tuned" / "done").unlink()
+    assert "tensors loaded" not in run(workplace, *words)  # the checkpoint replaced them
+
+
+def test_a_diverged_run_names_a_checkpoint_that_is_good(workplace):
+    """The rate explodes in step 5 of 7 of the second epoch; the loss shows it in step 6, after which a checkpoint is due."""
+    words = ["epochs=3", "run_dir=diverged", "keep_every=1", "checkpoint_every=3", "schedule.name=multi_step"]
+    explode = ["schedule.options={milestones: [1.55], factor: 1e30}"]
+    with pytest.raises(ValueError, match="not a finite number") as error:
+        run(workplace, *words, *explode)
+    assert "in step 6 of epoch 2: lower optimizer.lr (now 0.05)" in str(error.value)
+    assert "the last checkpoint, diverged/last.pt, is from step 3 of epoch 2" in str(error.value)
+    assert str(error.value).endswith("kept: epoch-1.pt")
+    for name, at in (("last.pt", (1, 3)), ("epoch-1.pt", (1, 0))):
+        state = torch.load(workplace / "diverged" / name, weights_only=True)
+        assert (state["plan"]["epoch"], state["plan"]["batches"]) == at
+        assert all(value.isfinite().all() for value in state["training"]["model"].values())
 
 
 def test_the_same_command_again_prints_the_summary_and_trains_nothing(workplace):

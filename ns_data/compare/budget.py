@@ -77,7 +77,9 @@ def step_seconds(config: Config, data: Data, threads: int) -> float:
 def _time_steps(config: Config, data: Data) -> float:
     device = torch.device(config.device or default_device())
     model = create_model(config.model.name, data.stats.num_classes, **config.model.options).to(device)
-    optimizer = create_optimizer(config.optimizer.name, model, config.optimizer.lr, config.optimizer.options)
+    optimizer = create_optimizer(
+        config.optimizer.name, model, config.optimizer.lr, config.optimizer.options, config.optimizer.groups
+    )
     rows = range(min(config.batch_size, len(data.train)))
     began, done = 0.0, -1
     while done < PROBE_STEPS and (done < 1 or time.perf_counter() - began < PROBE_SECONDS):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ns_data.choose import unknown
-from ns_data.training.config import Config, load_config, merge_layers, read_words, read_yaml, setting
+from ns_data.training.config import Config, load_config, setting
+from ns_data.training.layers import merge_layers, read_words, read_yaml
 from ns_data.training.run import FREE_SETTINGS
 
 CONTROLS = ("constant", "own", "shuffled", "inverse_frequency")
@@ -163,7 +164,7 @@ def make_method(comparison: Comparison, name: str, changes: dict[str, Any], **co
     """A method with its whole config."""
     if not re.fullmatch(r"[\w.+=-]*\w[\w.+=-]*", name):
         raise ValueError(f"method name {name!r} becomes a folder: use letters, digits and . _ + = -")
-    changes = {"plots": False, **method_changes("set", comparison.set), "ns.weighting": "none", **changes}
+    changes = {"plots": False, "tensorboard": False, **method_changes("set", comparison.set), "ns.weighting": "none", **changes}
     try:
         config = load_config(comparison.base, words(changes))
     except ValueError as error:

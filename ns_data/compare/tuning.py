@@ -13,7 +13,7 @@ from ns_data.compare.config import Comparison, Method, Run, make_run
 from ns_data.compare.jobs import last_line
 from ns_data.compare.results import metrics, unfinished
 
-DIVERGED = "the loss was not a finite number"  # what train.py's last line says when it ends for this reason
+DIVERGED = "was not a finite number"  # what train.py's last line says when it ends for this reason
 
 
 def tuning_runs(comparison: Comparison, methods: list[Method]) -> list[Run]:

@@ -24,7 +24,7 @@ class PerSampleLoss(nn.Module):
         """Called before each epoch."""
 
     def set_lr(self, lr: float) -> None:
-        """Called before each step with the learning rate of the first parameter group."""
+        """Called before each step with the base learning rate, before the factors of ``optimizer.groups``."""
 
     def regularizer(self, model: nn.Module) -> Tensor | float:
         """What the objective adds to the (weighted) mean of the losses; never multiplied by a sample's weight."""

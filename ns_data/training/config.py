@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from ns_data.choose import unknown
-
-T = TypeVar("T")
+from ns_data.training.layers import leaves, merge_layers, read_words, read_yaml
 
 
 def setting(default: Any, help: str) -> Any:
@@ -86,12 +81,13 @@ class OptimizerConfig:
     name: str = setting("sgd", "sgd, adamw")
     lr: float = setting(0.1, "peak learning rate")
     options: dict[str, Any] = setting({}, "options of the optimiser, such as momentum and weight_decay")
+    groups: dict[str, Any] = setting({}, "factors on lr for parts of the network, such as {head: 10}; 0 freezes")
 
 
 @dataclass
 class ScheduleConfig:
-    name: str = setting("cosine", "constant, cosine, multi_step")
-    options: dict[str, Any] = setting({}, "options of the schedule, such as warmup_epochs or milestones and factor")
+    name: str = setting("cosine", "constant, cosine, multi_step, poly, shot")
+    options: dict[str, Any] = setting({}, "options of the schedule, such as warmup_epochs, milestones, factor, power or gamma")
 
 
 @dataclass
@@ -113,6 +109,7 @@ class Config:
     accumulate: int = setting(1, "parts that a step's batch is cut into, each of whole groups, to save memory")
     clip_grad: float | None = setting(None, "largest norm of the gradient")
     checkpoint_every: int | None = setting(None, "also save a checkpoint every so many steps; null: after every epoch")
+    tensorboard: bool | None = setting(None, "log for TensorBoard in the run folder; null: when it is installed")
     keep_every: int | None = setting(None, "keep the checkpoint of every so many epochs as epoch-N.pt; null: the last only")
     plots: bool = setting(True, "draw plots at the end")
     fresh: bool = setting(False, "start anew, removing what is in the run folder")
@@ -134,6 +131,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     files = [(str(file), content) for file, content in _with_bases(Path(path), ())]
     config = merge_layers(Config, [*files, *read_words(overrides, "epochs=3")])
     config.base = None
+    if "num_classes" in config.model.options:
+        raise ValueError(f"{path}: model.options.num_classes is given by the data's classes: leave it out")
     if config.name is None:
         config.name = "-".join([Path(path).stem, *(word.replace("/", "_") for word in overrides if _names_a_run(word))])
     if config.run_dir is None:
@@ -142,38 +141,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         for key in [key for key, value in options.items() if value is None]:
             del options[key]  # null takes an option of the base away
     return config
-
-
-Layers = list[tuple[str, Any]]  # where settings come from, and the settings, in the order of growing weight
-
-
-def read_words(words: Iterable[str], example: str) -> Layers:
-    """``key=value`` words as layers of settings."""
-    layers: Layers = []
-    for word in words:
-        key, equals, _ = word.partition("=")
-        if not (key and equals):
-            raise ValueError(f"{word!r} is not of the form key=value, such as {example}")
-        layers.append((word, _parse(word, partial(OmegaConf.from_dotlist, [word]))))
-    return layers
-
-
-def read_yaml(path: Path) -> Any:
-    """The mapping of settings in a YAML file."""
-    content = _parse(str(path), partial(OmegaConf.load, path))
-    if not OmegaConf.is_dict(content):
-        raise ValueError(f"{path} is not a mapping of settings")
-    return content
-
-
-def merge_layers(schema: type[T], layers: Layers) -> T:
-    """A ``schema`` with the settings of all layers; the first layer names the file in what goes wrong at the end."""
-    merged = OmegaConf.structured(schema)
-    for origin, layer in layers:
-        _check_keys(layer, schema, origin)
-        merged = _parse(origin, partial(OmegaConf.merge, merged, layer))
-    settings: T = _parse(layers[0][0], partial(OmegaConf.to_object, merged))
-    return settings
 
 
 def _names_a_run(override: str) -> bool:
@@ -191,44 +158,10 @@ def _with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, Any
     yield path, content
 
 
-def _parse(origin: str, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except OmegaConfBaseException as error:
-        setting = f"setting {error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ValueError(f"{origin}: {setting}{str(error).splitlines()[0]}") from None
-    except Exception as error:  # YAML errors have no common, importable base
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise ValueError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def _check_keys(layer: Any, schema: type, origin: str, prefix: str = "") -> None:
-    content: Any = OmegaConf.to_container(layer, resolve=False) if OmegaConf.is_config(layer) else layer
-    fields = {f.name: f for f in dataclasses.fields(schema)}
-    for key, value in content.items():
-        if key not in fields:
-            raise ValueError(f"{origin}: {unknown(f'{prefix}{key}', [prefix + name for name in fields], 'setting')}")
-        inner = fields[key].default_factory
-        if dataclasses.is_dataclass(inner):
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"{origin}: {prefix}{key} holds settings such as {next(iter(_leaves(inner)))[0]}, got {value!r}"
-                )
-            _check_keys(value, inner, origin, f"{prefix}{key}.")
-
-
-def _leaves(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    for f in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(f.default_factory):
-            yield from _leaves(f.default_factory, f"{prefix}{f.name}.")
-        else:
-            yield prefix + f.name, f
-
-
 def _free_options(config: Config) -> Iterator[dict[str, Any]]:
     yield config.data.options
     yield config.data.augment_options
+    yield config.optimizer.groups
     for part in (config.sampling, config.model, config.loss, config.optimizer, config.schedule):
         yield part.options
 
@@ -241,7 +174,7 @@ def to_yaml(config: Config) -> str:
 def help_text() -> str:
     """One line a setting: name, default and meaning."""
     lines = []
-    for name, f in _leaves(Config):
+    for name, f in leaves(Config):
         default: Any = f.default_factory() if callable(f.default_factory) else f.default
         shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  {name + '=' + str(shown):<34} {f.metadata['help']}")

@@ -22,6 +22,11 @@ from ns_data.stats import ClassStats, as_labels
 from ns_data.training.config import DataConfig
 from ns_data.training.distributed import World
 
+_EXPECTED = (
+    "shards, which `ns-data shards SOURCE ... out={folder}` writes (SOURCE is imagenet, folder, list...), or train/ and test/ "
+    "with a folder of images for each class"
+)
+
 
 @dataclass(frozen=True)
 class Data:
@@ -149,9 +154,9 @@ def _folder(config: DataConfig) -> Path:
         return prepare(config.source, config.options, config.root)
     folder = Path(config.path)
     if not folder.is_dir():
-        raise ValueError(f"data.path={folder} is not a folder: it should hold shards, or train/ and test/ with class folders")
+        raise ValueError(f"data.path={folder} is not a folder: it should hold {_EXPECTED.format(folder=folder)}")
     if list(folder.glob("*.tar")) and not (folder / DATASET_FILE).is_file():
-        raise ValueError(f"the shards in {folder} have no index: make one with ns_data.index_shards({str(folder)!r})")
+        raise ValueError(f"the shards in {folder} have no index: make one with `ns-data index {folder}`")
     return folder
 
 
@@ -175,4 +180,6 @@ def _open_folder(folder: Path, split: str, transform: Any, seed: int, on_error: 
     for name in names:
         if (folder / name).is_dir():
             return FolderDataset(folder / name, transform, seed=seed)
-    raise ValueError(f"{folder} holds neither shards nor a folder {' or '.join(names)}/ with a folder for each class")
+    raise ValueError(
+        f"{folder} holds neither shards nor a folder {' or '.join(names)}/: it should hold {_EXPECTED.format(folder=folder)}"
+    )

@@ -9,6 +9,7 @@ processes, to the same batches, wherever that number divides ``batch_size``.
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -77,6 +78,8 @@ def start_world(device: str | None) -> World:
                 "fewer processes, or set device=cpu"
             )
         torch.cuda.set_device(local_rank)
+    if rank == 0:
+        warn_of_stale_addresses()
     try:
         store, _, _ = next(iter(dist.rendezvous("env://", rank, size)))
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
@@ -88,6 +91,17 @@ def start_world(device: str | None) -> World:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the processes cannot meet at {place} ({reason}): choose another --master-port") from None
     return World(rank, size, torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind))
+
+
+def warn_of_stale_addresses() -> None:
+    """Say so if restarts by ``torchrun`` on several machines would find the addresses of killed processes in its store."""
+    machines, restarts = (int(os.environ.get(name, 0)) for name in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
+    if machines > 1 and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        warnings.warn(
+            "restarts by torchrun on several machines need a store of their own: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on "
+            "all of them, or a run whose process was killed will not find together again",
+            stacklevel=2,
+        )
 
 
 def leave_world() -> None:

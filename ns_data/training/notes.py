@@ -15,6 +15,7 @@ from ns_data.scoring.ledger import ScoreLedger
 from ns_data.scoring.scorer import NSScorer
 from ns_data.training.config import Config
 from ns_data.training.distributed import World
+from ns_data.training.run import RunFolder
 
 
 class Notes:
@@ -23,7 +24,7 @@ class Notes:
     def __init__(self, config: Config, ledger: ScoreLedger, scorer: NSScorer, world: World) -> None:
         self.config, self.ledger, self.scorer, self.world = config, ledger, scorer, world
         self.sums, self.scoring_time = EpochSums(world), Stopwatch(world.device)
-        self.first_bad_step = torch.tensor(torch.inf, device=world.device)
+        self.epoch, self.first_bad_step = 0, torch.tensor(torch.inf, device=world.device)
 
     def enter(self, batch: GroupedBatch, weights: Tensor, scores: Tensor, losses: Tensor, epoch: int, number: int) -> None:
         """The outcome of one batch, all of shape (B,). Nothing here waits for the device."""
@@ -34,6 +35,7 @@ class Notes:
         sums = {"loss": losses.sum(), "weight": weights.sum(), "tied_groups": ties, "skipped": batch.skipped}
         self.sums.add(samples=torch.ones_like(losses).sum(), **sums)
         step = torch.where(torch.isfinite(losses).all(), torch.inf, number + 1)
+        self.epoch = epoch
         self.first_bad_step = torch.minimum(self.first_bad_step, step)
 
     def numbers(self) -> dict[str, Any]:
@@ -48,12 +50,21 @@ class Notes:
         return {**means, **counts, "scoring_seconds": self.scoring_time.read()}
 
     def _check_finite(self) -> None:
+        """Stop a run that has diverged: its losses since the last reading, and the weights that would be saved."""
         step = min(float(step) for step in self.world.gather(self.first_bad_step))
         if step < torch.inf:
-            raise ValueError(
-                f"the loss was not a finite number in step {step:.0f} of the epoch: lower optimizer.lr (now "
-                f"{self.config.optimizer.lr:g}) or set clip_grad; {self.config.run_dir}/last.pt, if there, is from before"
-            )
+            raise self._diverged(f"the loss was not a finite number in step {step:.0f} of epoch {self.epoch + 1}")
+        parameters = dict(self.scorer.model.named_parameters())
+        finite = torch.stack([p.detach().isfinite().all() for p in parameters.values()]).tolist()
+        if not all(finite):
+            name = list(parameters)[finite.index(False)]
+            raise self._diverged(f"a weight of {name} was not a finite number after a step of epoch {self.epoch + 1}")
+
+    def _diverged(self, what: str) -> ValueError:
+        return ValueError(
+            f"{what}: lower optimizer.lr (now {self.config.optimizer.lr:g}) or set clip_grad; "
+            f"{RunFolder(str(self.config.run_dir)).checkpoints()}"
+        )
 
     def _count_scorer(self) -> None:
         self.sums.add(**{name: torch.tensor(float(count)) for name, count in self.scorer.report().items()})

@@ -6,21 +6,26 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
 
+from ns_data.collate import GroupedBatch
 from ns_data.training.config import Config
+from ns_data.training.distributed import World
+
+T = TypeVar("T")
 
 
 class EpochClock:
-    """Seconds of an epoch's steps and of waiting for data in between."""
+    """Time of an epoch's steps, and of waiting for data in between; of an epoch's rest, if it goes on after a restart."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
-        self._waited = 0.0
+        self._waited, self._samples = 0.0, 0
 
-    def waiting(self, loader: Iterable[Any]) -> Iterator[Any]:
+    def waiting(self, loader: Iterable[GroupedBatch]) -> Iterator[GroupedBatch]:
         """The batches of ``loader``, the time until each of them counted as waiting."""
         batches = iter(loader)
         while True:
@@ -29,15 +34,35 @@ class EpochClock:
             self._waited += time.perf_counter() - began
             if batch is None:
                 return
+            self._samples += len(batch.labels)
             yield batch
 
-    def read(self, samples: float) -> dict[str, float]:
-        """Seconds, samples a second, and the most GPU memory in use."""
+    def read(self, scoring_seconds: float, world: World) -> dict[str, float]:
+        """Seconds, shares of them, samples a second, and the most GPU memory in use.
+
+        All processes take part. Of waiting, scoring and memory it is the process with the most that counts.
+        """
         seconds = time.perf_counter() - self._began
-        numbers = {"train_seconds": seconds, "waiting_seconds": self._waited, "samples_per_second": samples / seconds}
-        if torch.cuda.is_available():
-            numbers["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        return numbers
+        own = torch.tensor([self._samples, self._waited, scoring_seconds, 0.0], dtype=torch.float64)
+        if world.device.type == "cuda":
+            own[3] = torch.cuda.max_memory_allocated(world.device) / 2**30
+        all_P4 = torch.stack(world.gather(own))
+        waited, scoring, memory = all_P4[:, 1:].amax(dim=0).tolist()
+        numbers = {
+            "train_seconds": seconds,
+            "waiting_seconds": waited,
+            "scoring_seconds": scoring,
+            "waiting_share": waited / seconds,
+            "scoring_share": scoring / seconds,
+            "samples_per_second": float(all_P4[:, 0].sum()) / seconds,
+        }
+        return {**numbers, "gpu_memory_gib": memory} if world.device.type == "cuda" else numbers
+
+
+def progress_bar(batches: Iterable[T], title: str, first: int, total: int, world: World) -> Iterable[T]:
+    """Shows people at a terminal how far an epoch is that began at step ``first``; the main process alone."""
+    bar: Iterable[T] = tqdm(batches, title, total, leave=False, initial=first, disable=None if world.is_main else True)
+    return bar
 
 
 # Counts of an epoch that are shown only when there is something to report.
@@ -47,11 +72,14 @@ _COUNTS = ("relaxed", "ungrouped", "dropped", "invalid_groups", "lone_composites
 def epoch_line(line: dict[str, Any], num_epochs: int) -> str:
     """One line of metrics.jsonl for people."""
     width = len(str(num_epochs))
+    ties = f"  ties {line['tied_groups'] / line['groups']:.0%}" if line["groups"] else ""
+    memory = f"  GPU {line['gpu_memory_gib']:.1f} GiB" if "gpu_memory_gib" in line else ""
     counts = "".join(f"  {name.replace('_', ' ')} {line[name]}" for name in _COUNTS if line.get(name))
     return (
         f"epoch {line['epoch'] + 1:>{width}}/{num_epochs}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.2%}  "
-        f"balanced {line['balanced_accuracy']:.2%}  mean weight {line['mean_weight']:.3f}  "
-        f"scoring {line['scoring_seconds'] / line['train_seconds']:.0%}{counts}"
+        f"balanced {line['balanced_accuracy']:.2%}  lr {line['lr']:.3g}  mean weight {line['mean_weight']:.3f}{ties}  "
+        f"{line['samples_per_second']:.0f} images/s, waiting {line['waiting_share']:.0%}, scoring {line['scoring_share']:.0%}"
+        f"{memory}{counts}"
     )
 
 

@@ -1,8 +1,9 @@
 """Run folder: what a run leaves behind, and where it goes on after an interruption.
 
 config.yaml    all settings, itself a config file      last.pt       checkpoint to go on from
-env.json       versions and machine                    plots/        pictures
-metrics.jsonl  one line an epoch                       done          summary, written at the end
+env.json       versions and machine                    epoch-N.pt    checkpoints that keep_every keeps
+metrics.jsonl  one line an epoch                       plots/        pictures
+tensorboard/   the same numbers for TensorBoard        done          summary, written at the end
 scores.npz     the score ledger
 """
 
@@ -12,28 +13,24 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 import ns_data
 from ns_data.training.config import Config, load_config, to_yaml
 from ns_data.training.distributed import World
+from ns_data.training.events import open_events, write_events
 
 # Settings that may change between two starts of the same run.
 FREE_SETTINGS = (
-    "fresh",
-    "plots",
-    "device",
-    "data.workers",
-    "data.root",
-    "run_dir",
-    "name",
-    "checkpoint_every",
-    "eval_batch_size",
+    *("fresh", "plots", "device", "data.workers", "data.root", "run_dir", "name", "eval_batch_size"),
+    *("checkpoint_every", "keep_every", "tensorboard"),
 )
 
 
@@ -42,6 +39,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._events: Any = None
 
     def check(self, config: Config) -> None:
         """Refuse the folder of a run with other settings, naming them; ``fresh=true`` takes any run's folder."""
@@ -49,7 +47,7 @@ class RunFolder:
             return
         if not (self.path / "config.yaml").is_file():
             raise ValueError(f"{self.path} is not a run folder: name another run_dir")
-        different = [] if config.fresh else _differences(load_config(self.path / "config.yaml"), config)
+        different = [] if config.fresh else _differences(asdict(load_config(self.path / "config.yaml")), config)
         if different:
             raise ValueError(
                 f"{self.path} holds a run with other settings ({', '.join(different)}): name another run_dir, or start "
@@ -78,6 +76,8 @@ class RunFolder:
         return json.loads(done.read_text()) if done.is_file() else None
 
     def finish(self, summary: dict[str, Any]) -> None:
+        if self._events is not None:
+            self._events.close()
         self.write("done", json.dumps(summary, indent=1) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -85,14 +85,17 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
-    def keep_metrics_before(self, epoch: int) -> None:
-        """Forget the lines of epochs that are trained again."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] < epoch]
+    def open_logs(self, first_epoch: int, tensorboard: bool | None) -> None:
+        """Forget the metrics of epochs that are trained again, and open TensorBoard's log as the config says."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["epoch"] < first_epoch]
         self.write("metrics.jsonl", "".join(kept))
+        self._events = open_events(self.path / "tensorboard", tensorboard, first_epoch)
 
     def log(self, line: dict[str, Any]) -> None:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            write_events(self._events, line)
 
     def save_checkpoint(self, state: dict[str, Any], keep_as: str | None = None) -> None:
         """Write last.pt, and a copy under the name ``keep_as``."""
@@ -105,8 +108,11 @@ class RunFolder:
             shutil.copyfile(self.path / "last.pt", self.path / (keep_as + ".partial"))
             (self.path / (keep_as + ".partial")).replace(self.path / keep_as)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint on the CPU, or ``None``. Tensors and plain values only: nothing in the file is executed."""
+    def load_checkpoint(self, config: Config, network: nn.Module) -> dict[str, Any] | None:
+        """The last checkpoint on the CPU, or ``None``. Tensors and plain values only: nothing in the file is executed.
+
+        Raises ``ValueError`` for a file that cannot be read, or that another config or network has made, saying what differs.
+        """
         path = self.path / "last.pt"
         if not path.is_file():
             return None
@@ -115,18 +121,49 @@ class RunFolder:
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"checkpoint {path} cannot be read ({reason}): start anew with fresh=true") from None
+        if not isinstance(state, dict) or not {"config", "training", "plan"} <= state.keys():
+            raise ValueError(f"{path} is not a checkpoint of this program: start anew with fresh=true")
+        different = _differences(state["config"], config)
+        if different:
+            raise ValueError(f"checkpoint {path} is of another run ({', '.join(different)}): start anew with fresh=true")
+        then, now = (_shapes(tensors) for tensors in (state["training"]["model"], network.state_dict()))
+        different = [
+            f"{name} was {then.get(name, 'not there')}, is {now.get(name, 'not there')}"
+            for name in now | then
+            if then.get(name) != now.get(name)
+        ]
+        if different:
+            raise ValueError(
+                f"checkpoint {path} is of another network, as of other classes in the data ({', '.join(different[:3])}"
+                f"{f' and {len(different) - 3} more' if len(different) > 3 else ''}): start anew with fresh=true"
+            )
         return state
 
+    def checkpoints(self) -> str:
+        """Where a run can be taken up from, for people."""
+        path = self.path / "last.pt"
+        if not path.is_file():
+            return "no checkpoint was saved before it"
+        plan = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["plan"]
+        place = (
+            f"step {plan['batches']} of epoch {plan['epoch'] + 1}" if plan["batches"] else f"the end of epoch {plan['epoch']}"
+        )
+        kept = sorted(self.path.glob("epoch-*.pt"), key=lambda file: int(file.stem.partition("-")[2]))
+        also = f"; also kept: {', '.join(file.name for file in kept)}" if kept else ""
+        return f"the last checkpoint, {path}, is from {place}{also}"
 
-def _differences(old: Config, new: Config) -> list[str]:
-    from omegaconf import OmegaConf
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _differences(old: dict[str, Any], new: Config) -> list[str]:
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix[:-1]: value}
         return {key: v for name, inner in value.items() for key, v in flat(inner, f"{prefix}{name}.").items()}
 
-    then, now = (flat(OmegaConf.to_container(OmegaConf.structured(config))) for config in (old, new))
+    then, now = flat(old), flat(asdict(new))
     keys = [key for key in sorted(then.keys() | now.keys()) if key not in FREE_SETTINGS]
     return [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
 

@@ -44,6 +44,7 @@ def test_the_run_is_named_after_the_config_and_what_changes_its_result(config_fi
         ("epochs: [", [], "not valid YAML"),
         ("seed: !!python/object/apply:os.system ['touch hacked']", [], "not valid YAML"),
         ("base: some.yaml", [], "its own base"),
+        ("model: {options: {num_classes: 5}}", [], "model.options.num_classes is given by the data's classes: leave it out"),
         ("base: nowhere.yaml", [], "no config file .*nowhere.yaml"),
     ],
 )
@@ -52,6 +53,12 @@ def test_mistakes_are_one_sentence(config_file, text, overrides, message):
         load_config(config_file(text), overrides)
     assert "\n" not in str(error.value)
     assert not Path("hacked").exists()
+
+
+def test_parts_of_the_network_are_named_in_a_file_or_a_word_and_taken_away_by_null(config_file):
+    config = load_config(config_file("optimizer: {groups: {head: 10, layer4.1: 0}}"), ["optimizer.groups.head=null"])
+    assert config.optimizer.groups == {"layer4.1": 0}
+    assert load_config(config_file(""), ["optimizer.groups={layer4.1: 0.5}"]).optimizer.groups == {"layer4.1": 0.5}
 
 
 def test_a_printed_config_is_itself_a_config(config_file):

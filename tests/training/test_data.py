@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ns_data import PlannedBatch
+from ns_data import PlannedBatch, cli
 from ns_data.training.config import DataConfig
 from ns_data.training.data import held_out, load_data
 
@@ -91,7 +91,10 @@ def test_digits_are_prepared_on_first_use(tmp_path):
         ({"dataset": f"{__name__}:no_split"}, "must take split="),
         ({"dataset": f"{__name__}:Unlabelled"}, "neither .labels nor .targets"),
         ({"dataset": f"{__name__}:Toy", "augment": "crop_flip"}, "have no effect on data.dataset"),
-        ({"path": "/nowhere"}, "data.path=/nowhere is not a folder"),
+        (
+            {"path": "/nowhere"},
+            r"/nowhere is not a folder: .*`ns-data shards SOURCE \.\.\. out=/nowhere` writes .* or train/",
+        ),
         ({"source": None}, "set data.source, data.path or data.dataset"),
         ({"source": "digit"}, "did you mean 'digits'"),
         ({"options": {"imbalanse": 5}}, "did you mean 'imbalance'"),
@@ -107,11 +110,16 @@ def test_mistakes_are_one_sentence(tmp_path, settings, message):
 
 
 def test_folders_without_data_say_what_is_expected(tmp_path):
-    with pytest.raises(ValueError, match="neither shards nor a folder train/"):
+    with pytest.raises(ValueError, match="neither shards nor a folder train/: it should hold shards, which `ns-data"):
         load_data(DataConfig(path=str(tmp_path)), seed=0)
-    (tmp_path / "train-000000.tar").touch()
-    with pytest.raises(ValueError, match="have no index: make one with"):
-        load_data(DataConfig(path=str(tmp_path)), seed=0)
+    digits = tmp_path / "digits"
+    load_data(DataConfig(root=str(tmp_path)), seed=0)
+    for name in ("dataset.json", "index.npy"):
+        (digits / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="have no index: make one with `ns-data index") as error:
+        load_data(DataConfig(path=str(digits)), seed=0)
+    cli.main(str(error.value).split("`")[1].split()[1:])  # the command that the sentence names helps
+    assert len(load_data(DataConfig(path=str(digits)), seed=0).train) == 1500
 
 
 def test_a_part_of_each_training_class_can_be_held_out_to_tune_on(tmp_path):

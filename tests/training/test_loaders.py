@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from ns_data import GroupedBatch, NSCollator
+from ns_data.shards.dataset import PlannedDataset
 from ns_data.shards.resident import ResidentLoader
 from ns_data.training.config import Config
 from ns_data.training.data import load_data
@@ -52,3 +57,29 @@ def test_a_batch_without_groups_is_one_part():
     (part,) = parts_of(batch, 2)
     assert part.labels.tolist() == [0, 1, 2]
     assert part.groups.shape == (0, 4)
+
+
+class Numbers(PlannedDataset):
+    """Sample i is the number i."""
+
+    def __init__(self, count):
+        super().__init__(None)
+        self.labels = np.arange(count) % 3
+
+    def read(self, index):
+        return torch.tensor([index])
+
+
+@pytest.mark.parametrize("samples", [1, 5, 64, 101])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_every_test_sample_is_evaluated_once_by_any_number_of_processes(samples, size):
+    config = Config(batch_size=96, eval_batch_size=10)
+    data = SimpleNamespace(train=Numbers(96), test=Numbers(samples))
+    seen = []
+    for rank in range(size):
+        world = World(rank, size, torch.device("cpu"))
+        _, test_loader = make_loaders(config, data, make_batches(config, data, world), world)
+        batches = [ids.tolist() for _, _, ids in test_loader]
+        assert all(1 <= len(ids) <= 10 for ids in batches)
+        seen += [i for ids in batches for i in ids]
+    assert sorted(seen) == list(range(samples))

@@ -74,6 +74,13 @@ def test_numbers_are_those_of_torchmetrics(num_classes):
         if name in numbers:
             micro = classification.multiclass_accuracy(**options, average="micro", top_k=top_k)
             assert numbers[name] == pytest.approx(float(micro), abs=1e-6)
+    by_class = classification.multiclass_accuracy(**options, average="none").numpy()
+    seen = np.unique(labels_B)
+    np.testing.assert_allclose(per_class_accuracy(evaluation.confusion_KP)[seen], by_class[seen], atol=1e-6)
+    assert numbers["balanced_accuracy"] == pytest.approx(by_class[seen].mean(), abs=1e-6)
+    if num_classes == 12:  # all of them have samples
+        macro = classification.multiclass_accuracy(**options, average="macro")
+        assert numbers["balanced_accuracy"] == pytest.approx(float(macro), abs=1e-6)
     assert torch.equal(evaluation.confusion_KP[:, :-1], classification.multiclass_confusion_matrix(**options))
     error = classification.multiclass_calibration_error(
         torch.softmax(logits_BK, dim=1), labels_B, num_classes, n_bins=15, norm="l1"
@@ -172,18 +179,23 @@ def test_what_does_not_fit_is_refused():
     assert not evaluation.confusion_KP.any()
 
 
-def _rank(rank, file, expected):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def _rank(rank, file, world_size, expected):
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world_size)
     logits_BK, labels_B = random_batch(101)
-    own = evaluated(logits_BK[rank::2], labels_B[rank::2])
+    own = evaluated(logits_BK[rank::world_size], labels_B[rank::world_size])
     total = own.summed_over_ranks()
-    assert own.numbers()["samples"] == (51, 50)[rank]  # unchanged
+    assert own.numbers()["samples"] == len(range(rank, 101, world_size))  # unchanged
     assert total.numbers() == pytest.approx(expected, rel=1e-12)
+    few = Evaluation(12)
+    if rank == 1:  # the others have nothing to evaluate
+        few.update(logits_BK[:1], labels_B[:1])
+    assert few.summed_over_ranks().numbers()["samples"] == 1
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_ranks_together_give_the_numbers_of_one_process(tmp_path):
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_give_the_numbers_of_one_process(tmp_path, world_size):
     expected = evaluated(*random_batch(101)).numbers()
-    multiprocessing.spawn(_rank, args=(tmp_path / "rendezvous", expected), nprocs=2)
+    multiprocessing.spawn(_rank, args=(tmp_path / "rendezvous", world_size, expected), nprocs=world_size)
     assert evaluated(*random_batch(101)).summed_over_ranks().numbers() == expected
