@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -124,14 +124,19 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": ""})
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+@overload
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config: ...
+@overload
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type[T]) -> T: ...
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type[Any] = Config) -> Any:
     """Read a config file, the ``base`` it changes, and ``key=value`` overrides, in this order of growing weight.
 
+    ``schema`` is another dataclass for a task with settings of its own; it needs ``base``, ``name`` and ``run_dir``.
     Raises ``ValueError`` in one sentence for unknown keys (naming the nearest) and values of the wrong type.
     """
     overrides = list(overrides)
     files = [(str(file), content) for file, content in _with_bases(Path(path), ())]
-    config = merge_layers(Config, [*files, *read_words(overrides, "epochs=3")])
+    config = merge_layers(schema, [*files, *read_words(overrides, "epochs=3")])
     config.base = None
     if config.name is None:
         config.name = "-".join([Path(path).stem, *(word.replace("/", "_") for word in overrides if _names_a_run(word))])
@@ -225,22 +230,24 @@ def _leaves(schema: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Fi
             yield prefix + f.name, f
 
 
-def _free_options(config: Config) -> Iterator[dict[str, Any]]:
-    yield config.data.options
-    yield config.data.augment_options
-    for part in (config.sampling, config.model, config.loss, config.optimizer, config.schedule):
-        yield part.options
+def _free_options(config: Any) -> Iterator[dict[str, Any]]:
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, dict):
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from _free_options(value)
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     """The config as YAML, itself a config file."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def help_text() -> str:
+def help_text(schema: type[Any] = Config) -> str:
     """One line a setting: name, default and meaning."""
     lines = []
-    for name, f in _leaves(Config):
+    for name, f in _leaves(schema):
         default: Any = f.default_factory() if callable(f.default_factory) else f.default
         shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  {name + '=' + str(shown):<34} {f.metadata['help']}")

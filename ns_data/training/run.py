@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import ns_data
-from ns_data.training.config import Config, load_config, to_yaml
+from ns_data.training.config import load_config, to_yaml
 from ns_data.training.distributed import World
 
 # Settings that may change between two starts of the same run.
@@ -33,20 +33,20 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Any) -> None:
         """Refuse the folder of a run with other settings, naming them; ``fresh=true`` takes any run's folder."""
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not (self.path / "config.yaml").is_file():
             raise ValueError(f"{self.path} is not a run folder: name another run_dir")
-        different = [] if config.fresh else _differences(load_config(self.path / "config.yaml"), config)
+        different = [] if config.fresh else _differences(load_config(self.path / "config.yaml", schema=type(config)), config)
         if different:
             raise ValueError(
                 f"{self.path} holds a run with other settings ({', '.join(different)}): name another run_dir, or start "
                 "anew with fresh=true"
             )
 
-    def start(self, config: Config) -> None:
+    def start(self, config: Any) -> None:
         """Make the folder, or open it to go on."""
         self.check(config)
         if config.fresh and self.path.exists():
@@ -108,7 +108,7 @@ class RunFolder:
         return state
 
 
-def _differences(old: Config, new: Config) -> list[str]:
+def _differences(old: Any, new: Any) -> list[str]:
     from omegaconf import OmegaConf
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
