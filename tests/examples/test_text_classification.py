@@ -236,6 +236,7 @@ def test_mistakes_are_one_sentence(workplace, words, message):
     with pytest.raises(ValueError, match=message) as error:
         run(workplace, "textcnn.yaml", *words, "run_dir=mistake", "fresh=true")
     assert "\n" not in str(error.value)
+    assert not (workplace / "mistake").exists()
 
 
 def test_a_sequence_too_short_for_groups_is_no_mistake_where_none_are_scored(workplace):

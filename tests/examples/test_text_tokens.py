@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from text_networks import create_network
 from text_tokens import (
     SPECIAL,
@@ -22,6 +23,7 @@ from text_tokens import (
 from ns_data import NSScorer
 from ns_data.scoring.tokens import JoinTokens
 
+SIZES = "{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, initializer_range: 0.2}"
 TEXTS = ["The film was good.", "", "Bad, bad, BAD film!", "good " * 30, "the unheard-of", "It's <br /><br />over"]
 WORDS = [*SPECIAL, "bad", "film", "good", "the", ",", ".", "was", "!", "over", "it's"]
 
@@ -145,6 +147,17 @@ def test_composites_of_textcnn_do_not_depend_on_the_order_of_texts_and_take_the_
         model.head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
         model(tokens), model(join(tokens, groups[:1]))
     torch.testing.assert_close(features[1], features[0].amax(dim=0, keepdim=True))
+
+
+@pytest.mark.parametrize(("name", "options"), [("textcnn", {"dim": 8}), ("bert", yaml.safe_load(SIZES))])
+def test_logits_of_a_text_do_not_depend_on_its_batch(tokenizer, name, options):
+    torch.manual_seed(0)
+    network = create_network(name, options, 3, tokenizer, 40)
+    form = JoinTokens(40, start=network.start, separator=network.separator)
+    texts = columns(tokenizer, most=form.budget(40, 1))
+    with torch.no_grad():
+        alone, among = (network.model.eval()(inputs_of(texts, ids, form, trim=network.trim)) for ids in ([0], [0, 3, 1]))
+    torch.testing.assert_close(alone[0], among[0])
 
 
 @pytest.mark.parametrize("fit", ["share", "tail"])
