@@ -178,19 +178,55 @@ def test_other_settings_of_the_step(workplace):
     assert line["test_samples"] == 12
 
 
-def test_a_saved_bert_with_its_tokenizer(workplace):
+@pytest.fixture(scope="module")
+def saved_bert(workplace):
+    """The folder of a tiny BERT with its tokenizer, as users have downloaded one."""
     from transformers import BertConfig, BertForSequenceClassification
 
     words = read_vocabulary(workplace / "bert" / "vocabulary.txt")
     config = BertConfig(vocab_size=len(words), num_labels=2, max_position_embeddings=24, **yaml.safe_load(SIZES))
     BertForSequenceClassification(config).save_pretrained(workplace / "saved")
     shutil.copy(workplace / "bert" / "vocabulary.txt", workplace / "saved" / "vocab.txt")
-    (workplace / "saved.yaml").write_text("model: {name: bert, options: {folder: saved}}\n" + COMMON)
-    run(workplace, "saved.yaml", "data.tokenizer=saved", "epochs=1", "run_dir=from-saved")
+    return "saved"
+
+
+def test_a_saved_bert_has_a_vocabulary_of_its_own(workplace, saved_bert):
+    words = ["bert.yaml", *(f"model.options.{name}=null" for name in yaml.safe_load(SIZES)), "model.options.folder=saved"]
+    run(workplace, *words, "data.tokenizer=saved", "epochs=1", "run_dir=from-saved")
     assert metrics(workplace / "from-saved")[0]["test_samples"] == 24
     assert not (workplace / "from-saved" / "vocabulary.txt").exists()
     with pytest.raises(ValueError, match=r"no effect beside data.tokenizer"):
-        run(workplace, "saved.yaml", "data.tokenizer=saved", "data.vocabulary=bert/vocabulary.txt", "run_dir=mistake")
+        run(workplace, *words, "data.tokenizer=saved", "data.vocabulary=bert/vocabulary.txt", "run_dir=mistake")
+    more = [*read_vocabulary(workplace / "bert" / "vocabulary.txt"), "one", "two", "three"]
+    (workplace / "more.txt").write_text("\n".join(more))
+    with pytest.raises(ValueError, match="the vocabulary of 24 tokens does not fit the model, which knows 21"):
+        run(workplace, *words, "data.vocabulary=more.txt", "run_dir=mistake")
+
+
+def downloaded(folder):
+    """IMDB and AG News as they come, of a few texts."""
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("neg", "pos"):
+            (folder / "aclImdb" / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                (folder / "aclImdb" / split / name / f"{i}_7.txt").write_text(f"the {name} ship.<br />a wave of salt, {i}")
+        (folder / "ag_news").mkdir(exist_ok=True)
+        rows = "".join(f'"{1 + i % 4}","The gold {i % 4}","a port of iron"\n' for i in range(2 * count))
+        (folder / "ag_news" / f"{split}.csv").write_text(rows)
+
+
+@pytest.mark.parametrize("config", ["imdb_textcnn", "agnews_textcnn", "imdb_bert", "agnews_bert"])
+def test_shipped_configs_run_on_files_as_they_come(workplace, saved_bert, config):
+    downloaded(workplace / "downloads")
+    source = "aclImdb" if "imdb" in config else "ag_news"
+    words = [f"data.options.path=downloads/{source}", "data.length=24", "epochs=1", "batch_size=8", "device=cpu"]
+    small = ["model.options.dim=8", "model.options.filters=4", "data.min_count=1"]
+    bert = ["data.tokenizer=saved", "model.options.folder=saved"]
+    path = ROOT / "configs" / "text" / f"{config}.yaml"
+    run(workplace, path, *words, *(bert if "bert" in config else small), f"run_dir={config}")
+    line = metrics(workplace / config)[0]
+    assert (line["samples"], line["test_samples"], line["ungrouped"]) == (8, 4, 0)
+    assert line["mean_weight"] == pytest.approx(1.25)
 
 
 def test_a_vocabulary_that_does_not_fit_the_model_is_refused(workplace):
