@@ -15,15 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ns_data import WEIGHTINGS, GroupedBatch, GroupingBatchSampler, Layout, NSScorer, ScoreLedger, create_model
+from ns_data import GroupedBatch, GroupingBatchSampler, create_model
 from ns_data.augment import normalize
 from ns_data.choose import choose
 from ns_data.losses import create_loss
-from ns_data.scoring.weighting import Step, Strength, mean_weight
 from ns_data.training.config import Config, help_text, load_config, to_yaml
 from ns_data.training.data import Data, load_data, open_data
 from ns_data.training.distributed import World, leave_world, start_world
@@ -37,6 +35,7 @@ from ns_data.training.optim import create_optimizer, create_schedule, set_lr
 from ns_data.training.preempt import Preemption, PreemptionFlag
 from ns_data.training.progress import EpochClock, epoch_line, progress_bar, summarize, summary_text
 from ns_data.training.run import RunFolder, rng_state, set_rng_state
+from ns_data.training.weigher import Weigher
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits_lt.yaml"
 DASHED = ("--help", "--dry-run", "--print-config")
@@ -77,13 +76,12 @@ def main(arguments: list[str]) -> None:
 class Training:
     """What a run changes as it goes: the network, its optimiser, the scores; and how one step changes it."""
 
-    STATEFUL = ("model", "optimizer", "loss", "scaler", "scorer", "notes")
+    STATEFUL = ("model", "optimizer", "loss", "scaler", "weigher", "notes")
 
     def __init__(self, config: Config, data: Data, world: World) -> None:
-        self.config, self.data, self.world, ns = config, data, world, config.ns
+        self.config, self.data, self.world = config, data, world
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.amp_dtype = choose(AMP, config.amp, "amp") if config.amp else None
-        self.layout = Layout.parse(ns.layout, ns.order)
         torch.manual_seed(config.seed)
         model = create_model(config.model.name, data.stats.num_classes, **config.model.options)
         self.model = model.to(world.device, memory_format=self.memory_format)
@@ -96,12 +94,8 @@ class Training:
         self.loss = create_loss(config.loss.name, config.loss.options, **facts).to(world.device)
         self.schedule = create_schedule(config.schedule.name, config.epochs, config.schedule.options)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.amp_dtype == torch.float16)
-        self.weighting = choose(WEIGHTINGS, ns.weighting, "weighting")
-        self.strength = Strength(ns.sigma, ns.rho, ns.start_epoch, ns.sigma_end, ns.rho_end)
-        ledger = ScoreLedger(len(data.train), device=world.device)
-        options = {"batch_norm": ns.batch_norm, "scale": ns.scale, "placements": ns.placements, "every": ns.every}
-        self.scorer = NSScorer(self.model, layout=self.layout, ledger=ledger if ns.every > 1 else None, **options)
-        self.notes = Notes(config, ledger, self.scorer, world)
+        self.weigher = Weigher(config, self.model, data.stats, len(data.train), world)
+        self.notes = Notes(config, self.weigher, world)
 
     def input(self, images: Tensor) -> Tensor:
         """Images on the device, normalised."""
@@ -133,21 +127,10 @@ class Training:
 
     def weigh(self, images: Tensor, batch: GroupedBatch, epoch: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """(weights_B, scores_B, logits_BK) of a batch: the pass over composites, then the training pass."""
-        weighting = self.weighting if epoch >= self.config.ns.start_epoch else WEIGHTINGS["none"]
-        sigma, rho = self.strength.at(epoch, self.config.epochs)
         with torch.autocast(self.world.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            scores = None
-            if weighting.composites:  # before the training pass, whose activations would add to its memory
-                with self.notes.scoring_time():
-                    scores = self.scorer(images, batch.labels, batch.groups, batch.ids)
+            scores = self.weigher.score(images, batch, epoch)
             logits = self.network(images)
-        seed = np.random.SeedSequence([self.config.seed, epoch, number, self.world.rank]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(seed[0]))
-        step = Step(scores, logits.detach(), batch.labels, batch.groups, self.layout, sigma, rho, self.data.stats, generator)
-        weights, scores = weighting.weigh(step)
-        if self.config.ns.normalize:
-            weights = weights / mean_weight(sigma, rho, self.layout.group_size)
-        return weights, scores, logits
+        return *self.weigher.weigh(scores, logits, batch, epoch, number), logits
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the plan; all processes take part."""
@@ -202,7 +185,7 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
                     save(done)
                     if stop:
                         raise Preemption
-            sigma, rho = training.strength.at(epoch, config.epochs)
+            sigma, rho = training.weigher.strength.at(epoch, config.epochs)
             line = {"epoch": epoch, "lr": training.lr, "sigma": sigma, "rho": rho}
             line |= {**training.notes.numbers(), **batches.report.counts()}
             line |= clock.read(line["scoring_seconds"], world)
@@ -224,7 +207,7 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
 
 def finish(config: Config, training: Training, batches: GroupingBatchSampler, run: RunFolder) -> None:
     """Scores, plots and the summary, by the main process alone."""
-    training.notes.ledger.save(run.path / "scores.npz")
+    training.weigher.ledger.save(run.path / "scores.npz")
     if config.plots:
         from ns_data.compare.plots import plot_composites, plot_run  # only here: matplotlib takes its time
 
@@ -235,7 +218,7 @@ def finish(config: Config, training: Training, batches: GroupingBatchSampler, ru
         with torch.no_grad():
             weights, scores, _ = training.weigh(training.input(batch.images), batch, config.epochs - 1, 0)
         picture = run.path / "plots" / "composites.png"
-        plot_composites(batch.to("cpu"), training.layout, data.classes, picture, scores.cpu(), weights.cpu())
+        plot_composites(batch.to("cpu"), batches.layout, data.classes, picture, scores.cpu(), weights.cpu())
     run.finish(summarize(config, run.metrics(), training.world.device))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from omegaconf import OmegaConf
 
 from ns_data.training.layers import leaves, merge_layers, read_words, read_yaml
+
+T = TypeVar("T")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -122,14 +125,19 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"help": ""})
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+@overload
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config: ...
+@overload
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type[T]) -> T: ...
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type[Any] = Config) -> Any:
     """Read a config file, the ``base`` it changes, and ``key=value`` overrides, in this order of growing weight.
 
+    ``schema`` is another dataclass for a task with settings of its own; it needs ``base``, ``name`` and ``run_dir``.
     Raises ``ValueError`` in one sentence for unknown keys (naming the nearest) and values of the wrong type.
     """
     overrides = list(overrides)
     files = [(str(file), content) for file, content in _with_bases(Path(path), ())]
-    config = merge_layers(Config, [*files, *read_words(overrides, "epochs=3")])
+    config = merge_layers(schema, [*files, *read_words(overrides, "epochs=3")])
     config.base = None
     if "num_classes" in config.model.options:
         raise ValueError(f"{path}: model.options.num_classes is given by the data's classes: leave it out")
@@ -158,23 +166,24 @@ def _with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, Any
     yield path, content
 
 
-def _free_options(config: Config) -> Iterator[dict[str, Any]]:
-    yield config.data.options
-    yield config.data.augment_options
-    yield config.optimizer.groups
-    for part in (config.sampling, config.model, config.loss, config.optimizer, config.schedule):
-        yield part.options
+def _free_options(config: Any) -> Iterator[dict[str, Any]]:
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, dict):
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from _free_options(value)
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     """The config as YAML, itself a config file."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def help_text() -> str:
+def help_text(schema: type[Any] = Config) -> str:
     """One line a setting: name, default and meaning."""
     lines = []
-    for name, f in leaves(Config):
+    for name, f in leaves(schema):
         default: Any = f.default_factory() if callable(f.default_factory) else f.default
         shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  {name + '=' + str(shown):<34} {f.metadata['help']}")

@@ -66,7 +66,10 @@ def progress_bar(batches: Iterable[T], title: str, first: int, total: int, world
 
 
 # Counts of an epoch that are shown only when there is something to report.
-_COUNTS = ("relaxed", "ungrouped", "dropped", "invalid_groups", "lone_composites", "skipped", "unscored", "invalid_predictions")
+_COUNTS = (
+    *("relaxed", "ungrouped", "dropped", "invalid_groups", "lone_composites", "skipped", "unscored", "invalid_predictions"),
+    *("blank_texts", "empty_texts"),
+)
 
 
 def epoch_line(line: dict[str, Any], num_epochs: int) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import ns_data
-from ns_data.training.config import Config, load_config, to_yaml
+from ns_data.training.config import load_config, to_yaml
 from ns_data.training.distributed import World
 from ns_data.training.events import open_events, write_events
 
@@ -41,20 +41,22 @@ class RunFolder:
         self.path = Path(path)
         self._events: Any = None
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Any) -> None:
         """Refuse the folder of a run with other settings, naming them; ``fresh=true`` takes any run's folder."""
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not (self.path / "config.yaml").is_file():
             raise ValueError(f"{self.path} is not a run folder: name another run_dir")
-        different = [] if config.fresh else _differences(asdict(load_config(self.path / "config.yaml")), config)
+        different = (
+            [] if config.fresh else _differences(asdict(load_config(self.path / "config.yaml", schema=type(config))), config)
+        )
         if different:
             raise ValueError(
                 f"{self.path} holds a run with other settings ({', '.join(different)}): name another run_dir, or start "
                 "anew with fresh=true"
             )
 
-    def start(self, config: Config) -> None:
+    def start(self, config: Any) -> None:
         """Make the folder, or open it to go on."""
         self.check(config)
         if config.fresh and self.path.exists():
@@ -108,7 +110,7 @@ class RunFolder:
             shutil.copyfile(self.path / "last.pt", self.path / (keep_as + ".partial"))
             (self.path / (keep_as + ".partial")).replace(self.path / keep_as)
 
-    def load_checkpoint(self, config: Config, network: nn.Module) -> dict[str, Any] | None:
+    def load_checkpoint(self, config: Any, network: nn.Module) -> dict[str, Any] | None:
         """The last checkpoint on the CPU, or ``None``. Tensors and plain values only: nothing in the file is executed.
 
         Raises ``ValueError`` for a file that cannot be read, or that another config or network has made, saying what differs.
@@ -157,7 +159,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _differences(old: dict[str, Any], new: Config) -> list[str]:
+def _differences(old: dict[str, Any], new: Any) -> list[str]:
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(value, dict):
             return {prefix[:-1]: value}

@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from ns_data import GroupedBatch, NSScorer, ScoreLedger, create_model
+from ns_data import ClassStats, GroupedBatch, create_model
 from ns_data.training.config import Config
 from ns_data.training.distributed import World
 from ns_data.training.notes import Notes
+from ns_data.training.weigher import Weigher
 
 WORLD = World(0, 1, torch.device("cpu"))
 BATCH = GroupedBatch(torch.zeros(4, 1), torch.arange(4), torch.arange(4), torch.arange(4)[None], torch.tensor(0))
@@ -17,7 +18,8 @@ BATCH = GroupedBatch(torch.zeros(4, 1), torch.arange(4), torch.arange(4), torch.
 @pytest.fixture
 def notes(tmp_path):
     config = Config(run_dir=str(tmp_path / "run"))
-    return Notes(config, ScoreLedger(4), NSScorer(create_model("small_cnn", 10)), WORLD)
+    weigher = Weigher(config, create_model("small_cnn", 10), ClassStats.from_labels([0, 1, 2, 3]), 4, WORLD)
+    return Notes(config, weigher, WORLD)
 
 
 def enter(notes, loss, epoch, number):
@@ -36,6 +38,6 @@ def test_weights_that_are_not_finite_are_never_saved(notes):
     enter(notes, 1.0, 0, 0)
     notes.state_dict()
     with torch.no_grad():
-        notes.scorer.model.head.weight[0, 0] = math.nan  # the loss of the next step would be the first to show it
+        notes.weigher.scorer.model.head.weight[0, 0] = math.nan  # the loss of the next step would be the first to show it
     with pytest.raises(ValueError, match=r"^a weight of head.weight was not a finite number after a step of epoch 1: lower"):
         notes.state_dict()

@@ -12,6 +12,7 @@ from typing import Any
 from ns_data.choose import choose, unknown
 from ns_data.shards.sources.cifar import write_cifar10, write_cifar100, write_cifar_lt
 from ns_data.shards.sources.digits import write_digits
+from ns_data.shards.sources.docstrings import write_docstrings
 from ns_data.shards.sources.folders import write_emoset, write_folder, write_list, write_officehome
 from ns_data.shards.sources.imagenet import write_imagenet
 from ns_data.shards.sources.imagenet_hard import write_imagenet_hard
@@ -33,6 +34,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "emoset": write_emoset,
     "imdb": write_imdb,
     "agnews": write_agnews,
+    "docstrings": write_docstrings,
     "wds": link_wds,
 }
 

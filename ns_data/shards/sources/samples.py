@@ -47,6 +47,19 @@ class ArraySamples(Sequence[tuple[np.ndarray, int, dict[str, Any]]]):
         return self.images[row], int(self.labels[index]), {"row": row}
 
 
+class TextSamples(Sequence[tuple[str, int, dict[str, Any]]]):
+    """``(text, label, {"row": name})`` of texts in memory; a name tells where the text comes from."""
+
+    def __init__(self, texts: list[str], labels: list[int], names: list[Any]) -> None:
+        self.texts, self.labels, self.names = texts, labels, names
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.texts[index], self.labels[index], {"row": self.names[index]}
+
+
 def class_folders(root: Path) -> list[str]:
     """The names of the folders in ``root``, sorted: the class ids."""
     if not root.is_dir():

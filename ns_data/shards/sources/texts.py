@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ns_data.shards.sources.samples import FileSamples, labelled_files, write_splits
+from ns_data.shards.sources.samples import FileSamples, TextSamples, labelled_files, write_splits
 from ns_data.shards.writer import write_shards
 
 _TOPICS = ("World", "Sports", "Business", "Sci/Tech")
@@ -32,19 +31,6 @@ def write_imdb(out_dir: str | os.PathLike[str], *, path: str | os.PathLike[str],
     return write_splits(write_shards, parts, out_dir, classes=classes, made_by={"source": "imdb"}, **options)
 
 
-class _Rows(Sequence[Any]):
-    """``(text, label)`` of rows in memory."""
-
-    def __init__(self, texts: list[str], labels: list[int]) -> None:
-        self.texts, self.labels, self.names = texts, labels, list(range(len(texts)))
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.texts[index], self.labels[index], {"row": index}
-
-
 def write_agnews(out_dir: str | os.PathLike[str], *, path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """AG News from train.csv and test.csv: class 1 to 4, title, description; title and description become one text."""
     parts = {}
@@ -61,5 +47,5 @@ def write_agnews(out_dir: str | os.PathLike[str], *, path: str | os.PathLike[str
                     )
                 texts.append(f"{row[1]} {row[2]}")
                 labels.append(int(row[0]) - 1)
-        parts[split] = _Rows(texts, labels)
+        parts[split] = TextSamples(texts, labels, list(range(len(texts))))
     return write_splits(write_shards, parts, out_dir, classes=_TOPICS, made_by={"source": "agnews"}, **options)
