@@ -239,6 +239,7 @@ def test_a_head_for_other_classes_is_new_and_anything_else_must_fit(bert_folder,
     tokenizer = transformers_tokenizer(bert_folder)
     network = create_network("bert", {"folder": str(bert_folder)}, 5, tokenizer, 16)
     assert network.model.bert.classifier.out_features == 5
+    assert all(module.training for module in network.model.modules())
     saved = load_file(bert_folder / "model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(network.model.bert.state_dict()[name], saved[name])
