@@ -46,7 +46,7 @@ VOCABULARY = "vocabulary.txt"  # in the run folder
 
 # A TextConfig and TextData: what is shared with train.py reads of them what its own have as well.
 Settings = Any
-Texts = Any
+Data = Any
 
 
 def main(arguments: list[str]) -> None:
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"texts are trained by one process, not by {world.size}: start without torchrun")
     run = RunFolder(str(config.run_dir))
     if "--dry-run" in dashed:
-        data: Texts = load_texts(config, None)
+        data: Data = load_texts(config, None)
         print(describe(config, data, make_batches(config, data, world)), describe_texts(config, data), sep="\n")
         return
     run.check(config)
@@ -81,7 +81,7 @@ class Training:
 
     STATEFUL = ("model", "optimizer", "loss", "weigher", "notes")
 
-    def __init__(self, config: Settings, data: Texts, batches: GroupingBatchSampler, world: World) -> None:
+    def __init__(self, config: Settings, data: Data, batches: GroupingBatchSampler, world: World) -> None:
         self.config, self.data, self.world, ns = config, data, world, config.ns
         self.layout, self.amp_dtype = batches.layout, choose(AMP, config.amp, "amp") if config.amp else None
         self.model = data.network.model.to(world.device)
@@ -154,7 +154,7 @@ class Training:
         set_rng_state(state["rng"], self.world)
 
 
-def train(config: Settings, data: Texts, run: RunFolder, world: World) -> None:
+def train(config: Settings, data: Data, run: RunFolder, world: World) -> None:
     """Train, evaluating and saving after every epoch; end with plots and a summary."""
     batches = make_batches(config, data, world)
     training = Training(config, data, batches, world)

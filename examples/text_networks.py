@@ -88,7 +88,7 @@ def _saved(folder: str, config: Any) -> nn.Module:
     strangers = sorted(key for key in strangers if "classifier" not in key and "pooler" not in key)
     if strangers:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {strangers[0]} and {len(strangers) - 1} more")
-    bert: nn.Module = model
+    bert: nn.Module = model.train()  # saved networks come in evaluation mode, without dropout
     return bert
 
 

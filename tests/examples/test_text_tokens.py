@@ -149,14 +149,16 @@ def test_composites_of_textcnn_do_not_depend_on_the_order_of_texts_and_take_the_
     torch.testing.assert_close(features[1], features[0].amax(dim=0, keepdim=True))
 
 
-@pytest.mark.parametrize(("name", "options"), [("textcnn", {"dim": 8}), ("bert", yaml.safe_load(SIZES))])
+@pytest.mark.parametrize(("name", "options"), [("textcnn", {"dim": 8, "filters": 100}), ("bert", yaml.safe_load(SIZES))])
 def test_logits_of_a_text_do_not_depend_on_its_batch(tokenizer, name, options):
     torch.manual_seed(0)
     network = create_network(name, options, 3, tokenizer, 40)
+    for convolution in getattr(network.model, "convolutions", ()):
+        torch.nn.init.ones_(convolution.bias)  # what a filter says of nothing but padding must not come and go
     form = JoinTokens(40, start=network.start, separator=network.separator)
     texts = columns(tokenizer, most=form.budget(40, 1))
     with torch.no_grad():
-        alone, among = (network.model.eval()(inputs_of(texts, ids, form, trim=network.trim)) for ids in ([0], [0, 3, 1]))
+        alone, among = (network.model.eval()(inputs_of(texts, ids, form, trim=network.trim)) for ids in ([5], [5, 3, 1]))
     torch.testing.assert_close(alone[0], among[0])
 
 
@@ -237,6 +239,7 @@ def test_a_head_for_other_classes_is_new_and_anything_else_must_fit(bert_folder,
     tokenizer = transformers_tokenizer(bert_folder)
     network = create_network("bert", {"folder": str(bert_folder)}, 5, tokenizer, 16)
     assert network.model.bert.classifier.out_features == 5
+    assert all(module.training for module in network.model.modules())
     saved = load_file(bert_folder / "model.safetensors")
     name = "bert.embeddings.word_embeddings.weight"
     assert torch.equal(network.model.bert.state_dict()[name], saved[name])

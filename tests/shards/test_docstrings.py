@@ -24,7 +24,7 @@ class Thing:
         """Said in two modules."""
 
     async def later(self):
-        """Too short"""
+        """{topic} only"""
 
     def silent(self):
         return "no docstring here"
@@ -34,7 +34,7 @@ raise RuntimeError("files are parsed, never imported")
 
 
 def library(folder):
-    """One module of each topic: three docstrings to keep, as no two topics share them, and two to leave out."""
+    """One module of each topic: three docstrings to keep, as no two topics share them, and some to leave out."""
     for topic, name in (("concurrency", "queue"), ("files", "shutil"), ("network", "email"), ("numbers", "random")):
         path = folder / name / "deeper" / "module.py" if topic == "network" else folder / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
