@@ -1,6 +1,6 @@
 """What train.py's images a second are beside a bare loop's, and what it says when the loader is the limit.
 
-    python benchmarks/train_throughput.py [--device cuda] [--amp bf16] [--rounds 9] [--cases small_cnn] [--quick] [--no-write]
+    python benchmarks/train_throughput.py [--device cuda] [--amp bf16] [--rounds 7] [--cases small_cnn] [--quick] [--no-write]
 
 Each case is one run of train.py itself, without natural selection (ns.weighting=none), on digits scaled up and kept in memory.
 After every epoch of it, in the same process, a bare loop takes the same number of steps: the same network, batch, optimiser
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 CASES = {
     "small_cnn": Case("small_cnn", 128, 32),
     "resnet32_cifar": Case("resnet32_cifar", 128, 32, 50),
-    "resnet18": Case("resnet18", 32, 96, 50),
+    "resnet18": Case("resnet18", 32, 64, 50),
     "loader, 0 workers": Case("small_cnn", 128, 16, 1, READ),
     "loader, 2 workers": Case("small_cnn", 128, 16, 1, (*READ, "data.workers=2")),
 }
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", choices=list(train.AMP))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--quick", action="store_true", help="three rounds of the smallest cases, to see that it works")
     parser.add_argument("--no-write", action="store_true")
