@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -96,7 +97,7 @@ class Fit:
 
     def batch(self, images_NCHW: Tensor, ids: np.ndarray, uniforms: np.ndarray) -> Tensor:
         """Chosen ones of the prepared images, given (B, num_draws) uniforms: the same pixels as one by one."""
-        return images_NCHW[torch.from_numpy(ids).to(images_NCHW.device)]
+        return images_NCHW.index_select(0, torch.from_numpy(ids).to(images_NCHW.device, non_blocking=True))  # [] is far slower
 
     def __call__(self, image_CHW: Tensor, uniforms: np.ndarray) -> Tensor:
         return self.prepare(image_CHW)
@@ -140,11 +141,11 @@ def _crops(images_NCHW: Tensor, ids: np.ndarray, corners: np.ndarray, flipped: n
 def _crops_by_gather(images_NCHW: Tensor, ids: np.ndarray, corners: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
     """The same on any device, in one gather."""
     device, (C, W) = images_NCHW.device, (images_NCHW.shape[1], images_NCHW.shape[3])
-    rows_BH = torch.from_numpy(corners[:, :1] + np.arange(size)).to(device)
+    rows_BH = torch.from_numpy(corners[:, :1] + np.arange(size)).to(device, non_blocking=True)
     steps = np.where(flipped[:, None], np.arange(size)[::-1], np.arange(size))
-    columns_BW = torch.from_numpy(corners[:, 1:] + steps).to(device)
+    columns_BW = torch.from_numpy(corners[:, 1:] + steps).to(device, non_blocking=True)
     places_BP = (rows_BH[:, :, None] * W + columns_BW[:, None, :]).flatten(1)
-    chosen = images_NCHW[torch.from_numpy(ids).to(device)].flatten(2)
+    chosen = images_NCHW[torch.from_numpy(ids).to(device, non_blocking=True)].flatten(2)
     return chosen.gather(2, places_BP[:, None].expand(-1, C, -1)).view(len(ids), C, size, size)
 
 
@@ -218,6 +219,12 @@ def normalize(images: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """uint8 images as floats, scaled to [0, 1], minus ``mean``, over ``std``, by channel; other dtypes pass unchanged."""
     if images.dtype != torch.uint8:
         return images
-    scale = 1 / (255 * torch.tensor(std, device=images.device).view(-1, 1, 1))
-    shift = -torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255 * scale
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), images.device)
     return images.float().mul_(scale).add_(shift)
+
+
+@lru_cache(maxsize=8)
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once: a copy to a GPU in every step would wait for all that the GPU still has to do."""
+    scale = 1 / (255 * torch.tensor(std, device=device).view(-1, 1, 1))
+    return scale, -torch.tensor(mean, device=device).view(-1, 1, 1) * 255 * scale

@@ -74,7 +74,7 @@ class ResidentLoader:
         ids_B = torch.from_numpy(rows)
         labels_B = self.labels_N[ids_B]
         batch = GroupedBatch(images_BCHW, labels_B, ids_B, groups_GM, torch.tensor(0))
-        return batch if self.images_NCHW.device.type == "cpu" else batch.to(self.images_NCHW.device)
+        return batch if self.images_NCHW.device.type == "cpu" else batch.to(self.images_NCHW.device, non_blocking=True)
 
     def _uniforms(self, ids: list[int]) -> np.ndarray:
         count = self.transform.num_draws

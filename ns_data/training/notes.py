@@ -28,7 +28,7 @@ class Notes:
         labels_GM = batch.labels[batch.groups].sort(dim=1).values
         ties = (labels_GM[:, 1:] == labels_GM[:, :-1]).any(dim=1).sum()
         sums = {"loss": losses.sum(), "weight": weights.sum(), "tied_groups": ties, "skipped": batch.skipped}
-        self.sums.add(samples=torch.ones_like(losses).sum(), **sums)
+        self.sums.add(samples=len(losses), **sums)
         step = torch.where(torch.isfinite(losses).all(), torch.inf, number + 1)
         self.epoch = epoch
         self.first_bad_step = torch.minimum(self.first_bad_step, step)
@@ -62,7 +62,7 @@ class Notes:
         )
 
     def _count_scorer(self) -> None:
-        self.sums.add(**{name: torch.tensor(float(count)) for name, count in self.weigher.scorer.report().items()})
+        self.sums.add(**self.weigher.scorer.report())
 
     def state_dict(self) -> dict[str, Any]:
         self._check_finite()
@@ -81,21 +81,22 @@ class EpochSums:
     def __init__(self, world: World) -> None:
         self.world = world
         self.dtype = torch.float32 if world.device.type == "mps" else torch.float64  # mps has no float64
-        self.values: dict[str, Tensor] = {}
+        self.values: dict[str, Tensor | float] = {}
 
-    def add(self, **sums: Tensor) -> None:
+    def add(self, **sums: Tensor | float) -> None:
         """Add scalars of this process."""
         for name, value in sums.items():
-            self.values[name] = self.values.get(name, 0.0) + value.detach().to(self.world.device, self.dtype)
+            if isinstance(value, Tensor):
+                value = value.detach().to(self.world.device, self.dtype)
+            self.values[name] = self.values.get(name, 0.0) + value
 
     def totals(self) -> dict[str, float]:
         """The sums over all processes, all of which must call this."""
         names = sorted(self.values)
-        return dict(zip(names, self.world.sum(torch.stack([self.values[name] for name in names])).tolist(), strict=True))
+        own = [torch.as_tensor(self.values[name], dtype=self.dtype, device=self.world.device) for name in names]
+        return dict(zip(names, self.world.sum(torch.stack(own)).tolist(), strict=True))
 
     def load_totals(self, totals: dict[str, float]) -> None:
         """Go on from saved totals, which the main process takes over."""
         share = 1.0 if self.world.is_main else 0.0
-        self.values = {
-            name: torch.tensor(share * total, dtype=self.dtype, device=self.world.device) for name, total in totals.items()
-        }
+        self.values = {name: share * total for name, total in totals.items()}
