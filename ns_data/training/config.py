@@ -35,7 +35,8 @@ class DataConfig:
     test_split: str = setting("test", "split to evaluate on")
     holdout: float = setting(0.0, "share of each training class to evaluate on instead of the test split, for tuning")
     image_size: int | None = setting(None, "images are scaled to squares of this side; null takes them as they are")
-    augment: str = setting("none", "training transform: none, crop_flip")
+    eval_resize: int | None = setting(None, "in evaluation, scale the shorter side to this before the centre is cut out")
+    augment: str = setting("none", "training transform: none, crop_flip, resized_crop_flip, stretch_crop_flip")
     augment_options: dict[str, Any] = setting({}, "options of the training transform")
     mean: list[float] = setting([0.5], "subtracted from images in [0, 1], one value or one a channel")
     std: list[float] = setting([0.5], "divides them")
@@ -90,7 +91,7 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    name: str = setting("cosine", "constant, cosine, multi_step")
+    name: str = setting("cosine", "constant, cosine, multi_step, poly")
     options: dict[str, Any] = setting({}, "options of the schedule, such as warmup_epochs or milestones and factor")
 
 

@@ -54,12 +54,22 @@ def _multi_step(
     return _warmup(epoch, warmup_epochs) * factor ** sum(epoch >= milestone for milestone in milestones)
 
 
+def _poly(epoch: float, num_epochs: int, *, power: float = 0.9, warmup_epochs: float = 0.0) -> float:
+    """(1 - epoch / num_epochs) ** power, after a linear warm-up towards it."""
+    return _warmup(epoch, warmup_epochs) * max(0.0, 1 - epoch / num_epochs) ** power
+
+
 def _warmup(epoch: float, warmup_epochs: float) -> float:
     return min(1.0, (epoch + 1e-3) / warmup_epochs) if warmup_epochs > 0 else 1.0
 
 
 # schedule(epoch, num_epochs, **options) -> factor on the learning rate; epochs are fractional, a step counts its share.
-SCHEDULES: dict[str, Callable[..., float]] = {"constant": _constant, "cosine": _cosine, "multi_step": _multi_step}
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "multi_step": _multi_step,
+    "poly": _poly,
+}
 
 
 def create_schedule(name: str, num_epochs: int, options: dict[str, Any]) -> Callable[[float], float]:
