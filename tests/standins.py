@@ -58,7 +58,8 @@ def imagenet_tars(root, classes=("n00000002", "n00000001", "n00000003"), per_cla
         tar_bytes([(f"{wnid}.tar", tar_bytes(list(files.items()))) for wnid, files in train.items()]),
     )
     names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, val + 1)]
-    truth = {name: (picture(zlib.crc32(name.encode()), size), classes[(i * i + i // 2) % len(classes)]) for i, name in enumerate(names)}
+    wnids = [classes[(i * i + i // 2) % len(classes)] for i in range(val)]  # every class from three images on
+    truth = {name: (picture(zlib.crc32(name.encode()), size), wnid) for name, wnid in zip(names, wnids, strict=True)}
     put(root / "ILSVRC2012_img_val.tar", tar_bytes([(name, truth[name][0]) for name in reversed(names)]))
     numbers = {wnid: number for number, wnid in enumerate(classes, 1)}
     put(

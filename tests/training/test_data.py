@@ -86,7 +86,7 @@ def test_evaluation_scales_the_shorter_side_and_cuts_the_centre_out_of_it(tmp_pa
         assert data.train[0][0].shape == (3, 12, 12)
     with pytest.raises(ValueError, match="resize 12 is smaller than the size 14"):
         load_data(DataConfig(path=str(tmp_path), image_size=14, eval_resize=12), seed=0)
-    with pytest.raises(ValueError, match="eval_resize=16 needs data.image_size"):
+    with pytest.raises(ValueError, match=r"eval_resize=16 needs data\.image_size"):
         load_data(DataConfig(path=str(tmp_path), eval_resize=16), seed=0)
 
 
