@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 import yaml
 
 import train
@@ -54,12 +55,6 @@ def workplace(tmp_path_factory):
 
 @contextlib.contextmanager
 def inside(folder):
-    with contextlib.chdir(folder) if hasattr(contextlib, "chdir") else _chdir(folder):
-        yield
-
-
-@contextlib.contextmanager
-def _chdir(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield
@@ -90,6 +85,8 @@ def test_two_steps_of_the_config(workplace, path):
     small = path.parent.name not in ("standins", "configs")
     if small and config.model.name in SMALL:
         config.model.options |= SMALL[config.model.name]
+    if config.model.name == "resnet50":
+        config.model.name = "resnet18"
     config.model.options.pop("weights", None)  # of ImageNet: not here
     if config.data.image_size == 224:
         config.data.image_size, config.data.eval_resize = 32, 36
@@ -208,6 +205,28 @@ def test_every_cell_of_the_papers_tables_has_a_config_with_its_weights():
         rows, columns = map(int, ns.layout.split("x"))
         assert ns.weighting == "ns"
         assert ns.sigma + ns.rho / (rows * columns) == pytest.approx(mean), name
+
+
+FINETUNE = ["device=cpu", "data.workers=0", "epochs=1", "batch_size=12", "data.image_size=32", "data.eval_resize=null"]
+
+
+def test_fine_tuning_starts_from_a_local_file_of_torchvisions_with_a_head_for_the_sets_own_classes(workplace):
+    """A state dict of 1000 classes in torchvision's form, a rate of 0, and what train.py saves after an epoch."""
+    torch.manual_seed(5)
+    pretrained = torchvision.models.get_model("resnet18").state_dict()
+    torch.save(pretrained, workplace / "resnet18-local.pth")
+    words = ["model.name=resnet18", "model.options.weights=resnet18-local.pth", "optimizer.lr=0", "run_dir=runs/finetuned"]
+    with inside(workplace), contextlib.redirect_stdout(io.StringIO()):
+        train.main([str(CONFIGS / "emotion" / "emoset.yaml"), *FINETUNE, *words])
+        saved = torch.load("runs/finetuned/last.pt", weights_only=True)["training"]["model"]
+        before = {name: value for name, value in saved.items() if "running" not in name and "batches" not in name}
+        again = create_model("resnet18", 3, weights="runs/finetuned/last.pt")
+        with pytest.raises(ValueError, match=r"no weights at 'nowhere.pth': give a local"):
+            train.main([str(CONFIGS / "emotion" / "emoset.yaml"), *FINETUNE, *words[:1], "model.options.weights=nowhere.pth"])
+    assert saved["fc.weight"].shape == (8, 512)
+    assert all(torch.equal(before[name], pretrained[name]) for name in before if not name.startswith("fc."))
+    assert again.weights_report.replaced == ["fc.weight", "fc.bias"]  # a run's own checkpoint is such a file, too
+    assert torch.equal(again.layer4[1].conv2.weight, pretrained["layer4.1.conv2.weight"])
 
 
 @pytest.mark.slow

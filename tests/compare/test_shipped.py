@@ -52,6 +52,14 @@ def test_cifar_comparisons_are_read_and_their_networks_and_losses_are_known(path
         assert {method.config.loss.name for method in methods} == set(LOSSES)
 
 
+@pytest.mark.parametrize("single", sorted((FILES[0].parents[1] / "cifar").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_comparison_of_table_2_takes_every_network_and_set(single):
+    comparison = load_comparison(FILES[0].parent / "cifar.yaml", [f"base=../cifar/{single.name}"])
+    config = written_methods(comparison)[-1].config
+    ours = load_config(single)
+    assert (config.model, config.data, config.epochs, config.ns) == (ours.model, ours.data, ours.epochs, ours.ns)
+
+
 def test_the_rates_of_cifar_lt_are_the_papers():
     config = load_comparison(FILES[0].parent / "cifar_lt10.yaml").base
     schedule = load_config(config).schedule

@@ -249,6 +249,24 @@ def test_long_tails_are_the_published_ones(name):
     assert zlib.crc32(rows.astype("<i8").tobytes()) == golden["crc32"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["cifar10", "cifar100"])
+def test_long_tails_of_pickles_are_the_published_ones(tmp_path, version):
+    """Pickles of 50,000 black images with the expected values' labels, k = row % K, through the source to the shards."""
+    num_classes = 10 if version == "cifar10" else 100
+    cifar_folder(tmp_path / "in", version, train=50_000, noise=False)
+    for imbalance in (10, 50, 100, 200):
+        golden = GOLDENS[f"{num_classes}/{imbalance}"]
+        out = write("cifar_lt", tmp_path / str(imbalance), path=tmp_path / "in", dataset=version, imbalance=imbalance)
+        train = ShardDataset(out, "train")
+        assert ClassStats.from_labels(train.labels, num_classes).counts.tolist() == golden["counts"]
+        rows = np.array([extra["row"] for *_, extra in extras(out, "train")])
+        assert np.array_equal(rows % num_classes, train.labels)
+        kept = long_tail_rows(np.arange(50_000) % num_classes, imbalance)
+        assert zlib.crc32(kept.astype("<i8").tobytes()) == golden["crc32"]
+        assert np.array_equal(np.sort(rows), np.sort(kept))
+
+
 class Bomb:
     def __init__(self, call, *arguments):
         self.call, self.arguments = call, arguments
