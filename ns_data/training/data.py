@@ -93,10 +93,10 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 def load_data(config: DataConfig, seed: int) -> Data:
     """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where."""
     if config.dataset is not None:
-        if config.augment != "none" or config.image_size is not None:
+        if config.augment != "none" or config.image_size is not None or config.eval_resize is not None:
             raise ValueError(
-                "data.image_size and data.augment have no effect on data.dataset, which transforms its own images: "
-                "set data.image_size=null data.augment=none"
+                "data.image_size, data.eval_resize and data.augment have no effect on data.dataset, which transforms its own "
+                "images: set data.image_size=null data.eval_resize=null data.augment=none"
             )
         build = _import(config.dataset)
         sets: list[Any] = [
@@ -164,9 +164,11 @@ def _transforms(config: DataConfig) -> tuple[Any, Any]:
     if config.image_size is None:
         if config.augment != "none":
             raise ValueError(f"data.augment={config.augment} needs data.image_size")
+        if config.eval_resize is not None:
+            raise ValueError(f"data.eval_resize={config.eval_resize} needs data.image_size")
         return None, None
     options = {"size": config.image_size, **config.augment_options}
-    return construct(AUGMENTS, config.augment, "augment", options), Fit(config.image_size)
+    return construct(AUGMENTS, config.augment, "augment", options), Fit(config.image_size, config.eval_resize)
 
 
 def _open_shards(folder: Path, split: str, transform: Any, seed: int, on_error: str) -> Any:

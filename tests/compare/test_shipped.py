@@ -52,6 +52,21 @@ def test_cifar_comparisons_are_read_and_their_networks_and_losses_are_known(path
         assert {method.config.loss.name for method in methods} == set(LOSSES)
 
 
+CONFIGS = FILES[0].parents[1]
+SINGLE = [path for folder in ("imagenet", "cifar", "emotion") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("single", SINGLE, ids=lambda path: path.stem)
+def test_the_comparisons_of_tables_1_2_and_3_take_every_network_and_set(single):
+    folder = single.parent.name
+    comparison = load_comparison(CONFIGS / "compare" / f"{folder}.yaml", [f"base=../{folder}/{single.name}"])
+    methods = written_methods(comparison)
+    ours, config = load_config(single), methods[-1].config
+    assert (config.model, config.data, config.epochs, config.ns) == (ours.model, ours.data, ours.epochs, ours.ns)
+    expanded = with_controls(comparison, methods, {method.name: False for method in methods})
+    assert [method.control for method in expanded if method.control] == ["constant", "own", "shuffled"]
+
+
 def test_the_rates_of_cifar_lt_are_the_papers():
     config = load_comparison(FILES[0].parent / "cifar_lt10.yaml").base
     schedule = load_config(config).schedule

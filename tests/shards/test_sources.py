@@ -11,21 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 from ns_data.shards.dataset import ShardDataset
 from ns_data.shards.index import ShardError
 from ns_data.shards.sources import SOURCES, convert, folder_name, prepare
 from ns_data.shards.sources.cifar import long_tail_rows, read_cifar_pickle
+from ns_data.shards.sources.imagenet import _read_devkit
 from ns_data.shards.verify import verify_shards
 from ns_data.stats import ClassStats
 from tests.shards.helpers import picture, tar_bytes
+from tests.standins import EMOTIONS, cifar_folder, class_folders, devkit, emoset, imagenet_tars, put
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "data" / "cifar_lt.json").read_text())
-
-
-def put(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
 
 
 def write(source, tmp_path, **options):
@@ -116,57 +115,99 @@ def test_list_refuses_bad_lines(tmp_path, line, message):
         convert("list", tmp_path / "out", {"path": tmp_path / "list.txt"})
 
 
-def imagenet_names():
-    return {f"n0000000{k}": [f"n0000000{k}_{i}.JPEG" for i in range(4)] for k in (2, 1, 3)}
-
-
 def test_imagenet_in_folders_and_in_tars_gives_the_same_shards(tmp_path):
-    outer = {}
-    for wnid, names in imagenet_names().items():
-        for name in names:
-            put(tmp_path / "folders" / "train" / wnid / name, picture(zlib.crc32(name.encode())))
-        outer[f"{wnid}.tar"] = tar_bytes([(name, picture(zlib.crc32(name.encode()))) for name in names])
-    val = {f"ILSVRC2012_val_0000000{i}.JPEG": sorted(imagenet_names())[i % 3] for i in range(6)}
-    for name, wnid in val.items():
-        put(tmp_path / "folders" / "val" / wnid / name, picture(zlib.crc32(name.encode())))
-    put(tmp_path / "tars" / "ILSVRC2012_img_train.tar", tar_bytes(list(outer.items())))
-    rows = [(name, picture(zlib.crc32(name.encode()))) for name in reversed(val)]
-    put(tmp_path / "tars" / "ILSVRC2012_img_val.tar", tar_bytes(rows))
-    (tmp_path / "val.txt").write_text("".join(f"{name} {wnid}\n" for name, wnid in val.items()))
+    """The tars with the development kit or a list; class folders; and a flat val/ beside either."""
+    train, val = imagenet_tars(tmp_path / "tars")
+    for name, data in train.items():
+        put(tmp_path / "folders" / "train" / name, data)
+        put(tmp_path / "flat" / "train" / name, data)
+    for name, (data, wnid) in val.items():
+        put(tmp_path / "folders" / "val" / wnid / name, data)
+        put(tmp_path / "flat" / "val" / name, data)
+    (tmp_path / "val.txt").write_text("".join(f"{name} {wnid}\n" for name, (_, wnid) in val.items()))
+    (tmp_path / "flat" / KIT).write_bytes((tmp_path / "tars" / KIT).read_bytes())
     folders = write("imagenet", tmp_path / "1", path=tmp_path / "folders")
-    tars = write("imagenet", tmp_path / "2", path=tmp_path / "tars", val_labels=tmp_path / "val.txt", workers=1)
+    labelled = [
+        write("imagenet", tmp_path / "2", path=tmp_path / "tars", workers=1),
+        write("imagenet", tmp_path / "3", path=tmp_path / "tars", val_labels=tmp_path / "val.txt"),
+        write("imagenet", tmp_path / "4", path=tmp_path / "flat"),
+    ]
     assert ShardDataset(folders).classes == ["n00000001", "n00000002", "n00000003"]
     by_name = {extra["name"]: (data, label) for data, label, extra in extras(folders, "train")}
-    assert by_name == {extra["name"]: (data, label) for data, label, extra in extras(tars, "train")}
-    assert by_name["n00000002/n00000002_1.JPEG"] == (picture(zlib.crc32(b"n00000002_1.JPEG")), 1)
-    by_bytes = {data: label for data, label, _ in extras(tars, "val")}
-    assert by_bytes == {picture(zlib.crc32(name.encode())): int(wnid[-1]) - 1 for name, wnid in val.items()}
-    with pytest.raises(ValueError, match="holds no labels: give val_labels"):
-        convert("imagenet", tmp_path / "3", {"path": tmp_path / "tars"})
-    (tmp_path / "val.txt").write_text("".join(f"{name} {wnid}\n" for name, wnid in list(val.items())[1:]))
-    with pytest.raises(ValueError, match=r"has no label for ILSVRC2012_val_00000000.JPEG and 0 others"):
-        convert("imagenet", tmp_path / "3", {"path": tmp_path / "tars", "val_labels": tmp_path / "val.txt"})
+    assert by_name == {name: (data, int(name[8]) - 1) for name, data in train.items()}
+    expected = {data: int(wnid[-1]) - 1 for data, wnid in val.values()}
+    assert {data: label for data, label, _ in extras(folders, "val")} == expected
+    for folder in labelled:
+        assert by_name == {extra["name"]: (data, label) for data, label, extra in extras(folder, "train")}
+        assert {data: label for data, label, _ in extras(folder, "val")} == expected
 
 
-def cifar_folder(root, version):
-    """CIFAR as it is distributed, with 40 + 20 images: protocol 2, text keys as bytes."""
-    rng = np.random.default_rng(0)
-    k = 10 if version == "cifar10" else 100
-    key = b"labels" if version == "cifar10" else b"fine_labels"
-    folder = root / ("cifar-10-batches-py" if version == "cifar10" else "cifar-100-python")
-    files = {f"data_batch_{i}": 8 for i in range(1, 6)} | {"test_batch": 20}
-    if version == "cifar100":
-        files = {"train": 1000, "test": 100}
-    data, labels, first = {}, {}, 0
-    for name, count in files.items():
-        data[name] = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels[name] = [(first + i) % k for i in range(count)]
-        first += count
-        batch = {b"data": data[name], key: labels[name], b"filenames": [b"a.png"] * count, b"batch_label": b"x"}
-        put(folder / name, pickle.dumps(batch, protocol=2))
-    meta = {b"label_names" if version == "cifar10" else b"fine_label_names": [f"class{i}".encode() for i in range(k)]}
-    put(folder / ("batches.meta" if version == "cifar10" else "meta"), pickle.dumps(meta, protocol=2))
-    return data, labels
+def test_imagenets_development_kit_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
+    _, val = imagenet_tars(tmp_path)
+    monkeypatch.setattr(
+        torchvision.datasets.imagenet, "_verify_archive", lambda *arguments: None
+    )  # whose sums are the real files'
+    torchvision.datasets.imagenet.parse_devkit_archive(tmp_path)
+    _, wnids = torch.load(tmp_path / "meta.bin", weights_only=True)
+    classes = sorted(set(wnids))
+    read = _read_devkit(tmp_path / KIT, classes)
+    assert read == {f"ILSVRC2012_val_{i:08d}": classes.index(wnid) for i, wnid in enumerate(wnids, 1)}
+    assert [wnid for _, wnid in val.values()] == wnids
+
+
+KIT = "ILSVRC2012_devkit_t12.tar.gz"
+
+
+def _no_labels(root):
+    (root / KIT).unlink()
+
+
+def _wrong_kit(root):
+    (root / KIT).write_bytes(b"<html>please log in</html>")
+
+
+def _other_classes(root):
+    (root / KIT).write_bytes(devkit({"n12345678": 1}, [1] * 6))
+
+
+def _short_list(root):
+    (root / KIT).write_bytes(devkit({"n00000001": 1}, [1] * 5))
+
+
+def _no_training_images(root):
+    (root / "ILSVRC2012_img_train.tar").unlink()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (_no_labels, "ILSVRC2012_img_val.tar holds no labels: put ILSVRC2012_devkit_t12.tar.gz beside it, or give val_labels="),
+        (_wrong_kit, "devkit_t12.tar.gz is not the development kit of ImageNet 2012"),
+        (_other_classes, "labels images as n12345678, of which there are no training images"),
+        (_short_list, "devkit_t12.tar.gz has no label for ILSVRC2012_val_00000006.JPEG and 0 others"),
+        (
+            _no_training_images,
+            "has neither ILSVRC2012_img_train.tar nor a folder train/ with a folder nXXXXXXXX for each",
+        ),
+    ],
+)
+def test_imagenet_says_what_is_missing(tmp_path, break_it, message):
+    imagenet_tars(tmp_path / "in")
+    break_it(tmp_path / "in")
+    with pytest.raises(ValueError, match=message) as error:
+        convert("imagenet", tmp_path / "out", {"path": tmp_path / "in", "progress": False})
+    assert "\n" not in str(error.value)
+
+
+def test_imagenet_without_validation_images_warns(tmp_path):
+    imagenet_tars(tmp_path / "in")
+    (tmp_path / "in" / "ILSVRC2012_img_val.tar").unlink()
+    with pytest.warns(UserWarning, match="have no split to evaluate on"):
+        out = write("imagenet", tmp_path, path=tmp_path / "in")
+    assert list(ShardDataset(out).description["splits"]) == ["train"]
+    class_folders(tmp_path / "in" / "val", ["n00000001", "n00000002", "n00000003"], per_class=1)
+    with pytest.raises(ValueError, match=r"val_labels=.* has no effect"):
+        convert("imagenet", tmp_path / "out", {"path": tmp_path / "in", "val_labels": tmp_path / "val.txt"})
 
 
 @pytest.mark.parametrize("version", ["cifar10", "cifar100"])
@@ -191,6 +232,10 @@ def test_cifar_lt(tmp_path):
     assert len(ShardDataset(out, "test")) == 20
 
 
+def test_the_expected_long_tails_are_the_eight_of_the_paper():
+    assert sorted(GOLDENS) == sorted(f"{k}/{imbalance}" for k in (10, 100) for imbalance in (10, 50, 100, 200))
+
+
 @pytest.mark.parametrize("name", GOLDENS)
 def test_long_tails_are_the_published_ones(name):
     num_classes, imbalance = map(int, name.split("/"))
@@ -202,6 +247,24 @@ def test_long_tails_are_the_published_ones(name):
     assert rows[:5].tolist() == golden["first5_class0"]
     assert rows[-golden["counts"][-1] :][:5].tolist() == golden["last_class"][: golden["counts"][-1]]
     assert zlib.crc32(rows.astype("<i8").tobytes()) == golden["crc32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["cifar10", "cifar100"])
+def test_long_tails_of_pickles_are_the_published_ones(tmp_path, version):
+    """Pickles of 50,000 black images with the expected values' labels, k = row % K, through the source to the shards."""
+    num_classes = 10 if version == "cifar10" else 100
+    cifar_folder(tmp_path / "in", version, train=50_000, noise=False)
+    for imbalance in (10, 50, 100, 200):
+        golden = GOLDENS[f"{num_classes}/{imbalance}"]
+        out = write("cifar_lt", tmp_path / str(imbalance), path=tmp_path / "in", dataset=version, imbalance=imbalance)
+        train = ShardDataset(out, "train")
+        assert ClassStats.from_labels(train.labels, num_classes).counts.tolist() == golden["counts"]
+        rows = np.array([extra["row"] for *_, extra in extras(out, "train")])
+        assert np.array_equal(rows % num_classes, train.labels)
+        kept = long_tail_rows(np.arange(50_000) % num_classes, imbalance)
+        assert zlib.crc32(kept.astype("<i8").tobytes()) == golden["crc32"]
+        assert np.array_equal(np.sort(rows), np.sort(kept))
 
 
 class Bomb:
@@ -242,18 +305,10 @@ def test_officehome(tmp_path, spelling):
 
 
 def test_emoset(tmp_path):
-    emotions = ["amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness"]
-    for split, count in (("train", 16), ("val", 8), ("test", 8)):
-        rows = []
-        for i in range(count):
-            emotion = emotions[(5 * i) % 8]
-            image = f"image/{emotion}/{split}_{i:05d}.jpg"
-            put(tmp_path / "in" / image, picture(i))
-            rows.append([emotion, f"{split}_{i:05d}", image, f"annotation/{emotion}/{split}_{i:05d}.json"])
-        put(tmp_path / "in" / f"{split}.json", json.dumps(rows).encode())
+    emoset(tmp_path / "in")
     out = write("emoset", tmp_path, path=tmp_path / "in")
     assert {split: len(ShardDataset(out, split)) for split in ("train", "val", "test")} == {"train": 16, "val": 8, "test": 8}
-    assert all(extra["name"].split("/")[1] == emotions[label] for _, label, extra in extras(out, "train"))
+    assert all(extra["name"].split("/")[1] == EMOTIONS[label] for _, label, extra in extras(out, "train"))
 
 
 def test_imagenet_hard(tmp_path):
@@ -331,8 +386,27 @@ def test_digits(tmp_path, options, train, wrong):
     assert np.array_equal(dataset[7][0][0].numpy(), expected)
 
 
+def test_digits_told_apart_by_parity(tmp_path):
+    """Two classes, even and odd, of the same pictures; noise gives the other one."""
+    from sklearn.datasets import load_digits
+
+    target = load_digits().target
+    out = write("digits", tmp_path, classes="parity", noise=0.1)
+    assert ShardDataset(out).classes == ["even", "odd"]
+    rows = extras(out, "train")
+    assert sum(label != target[extra["row"]] % 2 for _, label, extra in rows) == 150
+    assert all(label == target[extra["row"]] % 2 for _, label, extra in extras(out, "test"))
+    plain = write("digits", tmp_path / "plain")
+    assert {extra["row"] for *_, extra in rows} == {extra["row"] for *_, extra in extras(plain, "train")}
+
+
 def test_digits_refuses_impossible_settings(tmp_path):
-    for options, message in (({"imbalance": 0.5}, "imbalance"), ({"imbalance": 151}, "imbalance"), ({"noise": 1.0}, "noise")):
+    for options, message in (
+        ({"imbalance": 0.5}, "imbalance"),
+        ({"imbalance": 151}, "imbalance"),
+        ({"noise": 1.0}, "noise"),
+        ({"classes": "party"}, "unknown classes of digits 'party': did you mean 'parity'"),
+    ):
         with pytest.raises(ValueError, match=message):
             convert("digits", tmp_path, options)
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from ns_data import PlannedBatch, cli
 from ns_data.training.config import DataConfig
@@ -71,6 +72,22 @@ def test_class_folders_are_read_without_conversion(tmp_path):
     (tmp_path / "train" / "cat" / "0.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
     with pytest.raises(ValueError, match=r"cat/0\.jpg: not a readable"):
         data.train[0]
+
+
+def test_evaluation_scales_the_shorter_side_and_cuts_the_centre_out_of_it(tmp_path):
+    """As torchvision's Resize and CenterCrop; without eval_resize the centre is as large as the shorter side."""
+    image_folder(tmp_path)
+    pixels = torch.from_numpy(np.array(Image.open(tmp_path / "val" / "cat" / "0.jpg"))).permute(2, 0, 1)
+    for eval_resize in (16, 12, None):
+        options = {"image_size": 12, "eval_resize": eval_resize}
+        data = load_data(DataConfig(path=str(tmp_path), augment="resized_crop_flip", **options), seed=0)
+        expected = center_crop(resize(pixels, [eval_resize or 12], antialias=True), [12, 12])
+        assert (data.test[0][0].int() - expected.int()).abs().max() <= 1
+        assert data.train[0][0].shape == (3, 12, 12)
+    with pytest.raises(ValueError, match="resize 12 is smaller than the size 14"):
+        load_data(DataConfig(path=str(tmp_path), image_size=14, eval_resize=12), seed=0)
+    with pytest.raises(ValueError, match=r"eval_resize=16 needs data\.image_size"):
+        load_data(DataConfig(path=str(tmp_path), eval_resize=16), seed=0)
 
 
 def test_digits_are_prepared_on_first_use(tmp_path):

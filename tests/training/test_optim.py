@@ -41,6 +41,16 @@ def test_a_warm_up_comes_before_the_whole_curve(name):
     assert [warmed(epoch) for epoch in range(5, 26)] == [plain(epoch) for epoch in range(21)]
 
 
+def test_polynomial_decay_against_torchs():
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), 1.0)
+    theirs = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=10, power=0.9)
+    ours = create_schedule("poly", 10, {"power": 0.9})
+    for epoch in range(11):
+        assert ours(epoch) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
 def test_warm_up_rises_to_the_peak_and_the_end_is_final():
     schedule = create_schedule("cosine", 20, {"warmup_epochs": 5, "final": 0.1})
     assert 0 < schedule(0) < 0.01
