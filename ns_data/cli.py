@@ -1,4 +1,4 @@
-"""The `ns-data` command, equally `python -m ns_data.cli`: write, index, inspect and verify shards; compare methods."""
+"""The `ns-data` command, equally `python -m ns_data.cli`: write, index, inspect and verify shards; compare, analyse runs."""
 
 from __future__ import annotations
 
@@ -80,12 +80,24 @@ def compare(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """ns-data report RUN... [out=DIR]: scores and weights of finished runs as figures, tables and one page, from their folders.
+
+    By default out is the folder `report` in the run's folder, or in the one that holds all of them.
+    """
+    from ns_data.compare.analyse import main as analyse
+
+    analyse(arguments)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "shards": shards,
     "index": index,
     "inspect": inspect_folder,
     "verify": verify,
     "compare": compare,
+    "report": report,
 }
 
 
