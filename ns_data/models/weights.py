@@ -46,7 +46,7 @@ def read_weights(path: str | Path, key: str | None = None) -> tuple[dict[str, Te
 
     Args:
         key: the checkpoint's entry that holds the state dict. By default the first of ``STATE_KEYS`` that it has, or else
-            the checkpoint itself.
+            the checkpoint itself. Of a run's ``last.pt`` it is the network of the run.
 
     Raises:
         ValueError: for a file that is missing, not a checkpoint, not safe to load, or without a state dict.
@@ -60,6 +60,9 @@ def read_weights(path: str | Path, key: str | None = None) -> tuple[dict[str, Te
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a state dict: save model.state_dict()")
+    run = checkpoint.get("training")
+    if key is None and isinstance(run, Mapping) and isinstance(run.get("model"), Mapping):
+        checkpoint = run
     if key is not None and key not in checkpoint:
         raise ValueError(f"{path} has no entry {key!r}: it has {_few(map(str, checkpoint))}")
     entry = key or next((name for name in STATE_KEYS if isinstance(checkpoint.get(name), Mapping)), None)
@@ -111,6 +114,12 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], num_classes: int
         raise ValueError(f"{source} lacks {len(absent)} tensors of {type(model).__name__}: {_few(absent)}{way_out}")
     model.load_state_dict(fitting, strict=False)
     return WeightsReport(source, list(fitting), replaced, missing, [name for name in state if name not in own])
+
+
+def classes_of_state(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """For how many classes the head in ``state`` is, by the network's last parameter; ``None`` if it has none of that name."""
+    last = [name for name, _ in model.named_parameters()][-1]
+    return state[last].shape[0] if last in state else None
 
 
 def torchvision_weights(name: str, weights: str) -> tuple[dict[str, Tensor], str] | None:

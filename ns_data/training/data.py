@@ -18,6 +18,7 @@ from ns_data.choose import construct
 from ns_data.shards.dataset import PlannedDataset, ShardDataset
 from ns_data.shards.decode import decode_image
 from ns_data.shards.index import DATASET_FILE
+from ns_data.shards.label_lists import refuse_label_lists
 from ns_data.shards.sources import prepare
 from ns_data.stats import ClassStats, as_labels
 from ns_data.training.config import DataConfig
@@ -103,27 +104,12 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 def load_data(config: DataConfig, seed: int) -> Data:
     """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where."""
-    if config.dataset is not None:
-        if config.augment != "none" or config.image_size is not None:
-            raise ValueError(
-                "data.image_size and data.augment have no effect on data.dataset, which transforms its own images: "
-                "set data.image_size=null data.augment=none"
-            )
-        build = _import(config.dataset)
-        sets: list[Any] = [
-            WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed) for split in _splits(config)
-        ]
-        place = config.dataset
-    else:
-        transforms = _transforms(config)
-        folder = _folder(config)
-        open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
-        sets = [
-            open_split(folder, split, transform, seed, config.on_error)
-            for split, transform in zip(_splits(config), transforms, strict=True)
-        ]
-        place = str(folder)
-    train, test = sets
+    train_transform, test_transform = (None, None) if config.dataset is not None else _transforms(config)
+    train_split, test_split = _splits(config)
+    train, place = _open_split(config, train_split, train_transform, seed)
+    test, _ = _open_split(config, test_split, test_transform, seed)
+    for dataset in (train, test):
+        refuse_label_lists(dataset, "training")
     if config.holdout:
         held = held_out(train.labels, config.holdout, seed)
         train, test = PartDataset(train, np.flatnonzero(~held)), PartDataset(test, np.flatnonzero(held))
@@ -133,6 +119,25 @@ def load_data(config: DataConfig, seed: int) -> Data:
         )
     classes = train.classes
     return Data(train, test, ClassStats.from_labels(train.labels, len(classes)), classes, place)
+
+
+def load_split(config: DataConfig, split: str, seed: int) -> tuple[Any, str]:
+    """One split as it is evaluated, with ``classes`` and ``labels``, and where it lies."""
+    return _open_split(config, split, None if config.dataset is not None else _transforms(config)[1], seed)
+
+
+def _open_split(config: DataConfig, split: str, transform: Any, seed: int) -> tuple[Any, str]:
+    if config.dataset is not None:
+        if config.augment != "none" or config.image_size is not None:
+            raise ValueError(
+                "data.image_size and data.augment have no effect on data.dataset, which transforms its own images: "
+                "set data.image_size=null data.augment=none"
+            )
+        build = _import(config.dataset)
+        return WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed), config.dataset
+    folder = _folder(config)
+    open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
+    return open_split(folder, split, transform, seed, config.on_error), str(folder)
 
 
 def _splits(config: DataConfig) -> tuple[str, str]:
