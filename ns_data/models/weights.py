@@ -46,7 +46,7 @@ def read_weights(path: str | Path, key: str | None = None) -> tuple[dict[str, Te
 
     Args:
         key: the checkpoint's entry that holds the state dict. By default the first of ``STATE_KEYS`` that it has, or else
-            the checkpoint itself. Of a run's ``last.pt`` it is the network of the run.
+            the checkpoint itself; in the checkpoint of a run of train.py the network.
 
     Raises:
         ValueError: for a file that is missing, not a checkpoint, not safe to load, or without a state dict.
@@ -60,11 +60,10 @@ def read_weights(path: str | Path, key: str | None = None) -> tuple[dict[str, Te
     checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a state dict: save model.state_dict()")
-    run = checkpoint.get("training")
-    if key is None and isinstance(run, Mapping) and isinstance(run.get("model"), Mapping):
-        checkpoint = run
     if key is not None and key not in checkpoint:
         raise ValueError(f"{path} has no entry {key!r}: it has {_few(map(str, checkpoint))}")
+    if isinstance(checkpoint.get("training"), Mapping) and key in (None, "training"):
+        checkpoint, key = checkpoint["training"], None  # last.pt of a run of train.py
     entry = key or next((name for name in STATE_KEYS if isinstance(checkpoint.get(name), Mapping)), None)
     state = checkpoint if entry is None else checkpoint[entry]
     tensors = {}
