@@ -83,8 +83,21 @@ def read_runs(places: Sequence[Path]) -> tuple[list[ScoredRun], list[str]]:
             runs.append(read_scored(place))
         except ValueError as error:
             left_out.append(str(error))
-    names = [run.name for run in runs]
-    return [run if names.count(run.name) == 1 else run._replace(name=str(run.folder)) for run in runs], left_out
+    return [run._replace(name=name) for run, name in zip(runs, panel_names(runs), strict=True)], left_out
+
+
+def panel_names(runs: list[ScoredRun]) -> list[str]:
+    """A run's name, or its pair of domains; where names repeat, with what tells the folders apart."""
+    names = []
+    for run in runs:
+        pair = [run.settings.get(key) for key in ("source", "target")]
+        names.append(" > ".join(map(str, pair)) if all(pair) else run.name)
+    parts = [run.folder.resolve().parts for run in runs]
+    longest = max(map(len, parts), default=0)
+    padded = [(*part, *[""] * (longest - len(part))) for part in parts]
+    differs = [place for place in range(longest) if len({part[place] for part in padded}) > 1]
+    apart = ["/".join(filter(None, (part[place] for place in differs))) for part in padded]
+    return [name if names.count(name) == 1 else f"{name} ({where})" for name, where in zip(names, apart, strict=True)]
 
 
 def caveats(runs: list[ScoredRun]) -> list[str]:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from ns_data.cli import main
 from ns_data.compare import analysis_figures
-from ns_data.compare.analyse import read_runs
+from ns_data.compare.analyse import caveats, panel_names, read_runs
 from ns_data.compare.analysis import (
     class_pairs,
     class_points,
@@ -150,8 +150,6 @@ def test_weights_use_the_strength_of_the_epoch_that_scored(tmp_path):
     np.savez(tmp_path / "run" / "scores.npz", **columns)
     np.testing.assert_allclose(read_scored(tmp_path / "run").weights_N, [1.5 - 0.2, np.nan, 0.5 + 0.4], rtol=1e-6)
     runs, _ = read_runs([tmp_path / "run"])
-    from ns_data.compare.analyse import caveats
-
     assert caveats(runs) == [
         "run: 1 of 3 samples never had a score, and are in no figure.",
         "run: the last score of 1 samples is from before the last epoch, with its weight.",
@@ -260,6 +258,17 @@ def test_the_default_folder_and_the_refusals(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_panels_are_named_by_run_or_pair_and_told_apart_by_folder(tmp_path):
+    scores, labels, _ = made_up()
+    for place in ("x/a/1", "x/b/1", "y/b/1"):
+        write_scored_run(tmp_path / place, scores, labels)
+    runs = [read_scored(tmp_path / place) for place in ("x/a/1", "x/b/1", "y/b/1")]
+    assert panel_names(runs) == ["1 (x/a)", "1 (x/b)", "1 (y/b)"]
+    pairs = [({"source": "Art", "target": target}) for target in ("Clipart", "Product", "Product")]
+    runs = [run._replace(settings={**run.settings, **pair}) for run, pair in zip(runs, pairs, strict=True)]
+    assert panel_names(runs) == ["Art > Clipart", "Art > Product (x/b)", "Art > Product (y/b)"]
 
 
 def test_a_run_without_scores_of_its_own_has_no_correlation(tmp_path):
