@@ -14,6 +14,7 @@ from ns_data.cli import main
 from ns_data.shards.dataset import ShardDataset
 from ns_data.shards.label_lists import read_label_lists
 from ns_data.shards.sources import convert
+from ns_data.shards.writer import write_shards
 from ns_data.training.config import load_config
 from ns_data.training.data import load_data
 from ns_data.training.label_space import ListEvaluation, map_classes, right_logits
@@ -170,6 +171,13 @@ def test_label_lists_are_read_in_the_order_of_the_samples(hard):
         read_label_lists(dataset, "origin")
 
 
+def test_samples_without_lists_are_named(tmp_path):
+    samples = [(np.zeros((8, 8, 3), np.uint8), 0, {"labels": [0, 1]}), (np.zeros((8, 8, 3), np.uint8), 1)]
+    write_shards(samples, tmp_path, seed=None, progress=False)
+    with pytest.raises(ValueError, match=r"train-000000.tar, sample '0*1' has no JSON member, which should hold its labels"):
+        read_label_lists(ShardDataset(tmp_path, "train"), "labels")
+
+
 def test_list_evaluation_counts_nan_as_wrong_and_more_than_five():
     logits = torch.zeros(4, 8)
     logits[0, 3] = logits[1, 3] = logits[3, 3] = 9
@@ -212,8 +220,6 @@ def test_a_part_of_the_classes_in_another_order(tmp_path, capsys):
             pictures.append(pixels)
             labels.append(label)
     samples = [(np.zeros((8, 8, 3), np.uint8), k) for k in range(4)]
-    from ns_data.shards.writer import write_shards
-
     write_shards(samples, tmp_path / "named", classes=["owl", "bee", "cat", "ant"], progress=False)
     words = ["model.name=small_cnn", f"data.path={tmp_path / 'part'}", f"data.image_size={SIZE}"]
     found = evaluate(capsys, tmp_path / "four.pt", *words, f"classes={tmp_path / 'named'}")
@@ -255,8 +261,6 @@ def test_training_on_lists_of_labels_is_refused(hard, tmp_path):
 
 
 def test_texts_are_refused(tmp_path, capsys):
-    from ns_data.shards.writer import write_shards
-
     write_shards([("a text", 0), ("another", 1)], tmp_path / "texts", split="test", progress=False)
     torch.save(create_model("small_cnn", 2).state_dict(), tmp_path / "w.pt")
     assert "holds texts" in error(capsys, tmp_path / "w.pt", "model.name=small_cnn", f"data.path={tmp_path / 'texts'}")

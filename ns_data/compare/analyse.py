@@ -25,6 +25,12 @@ from ns_data.compare.formats import Table, to_csv, to_markdown
 from ns_data.compare.html import page
 from ns_data.compare.scored import ScoredRun, read_scored
 
+FIRST = (
+    "Natural-selection scores and loss weights, read from run folders alone: a sample's last score, a class's mean over all of "
+    "its scores, its accuracy on the test set in the last epoch. Correlations are over classes; they show what goes along with "
+    "scores, not what scores cause."
+)
+
 
 def main(words: Sequence[str]) -> None:
     """``RUN... [out=DIR]``: a word is an option only if no run folder has its name, which may hold a ``=``."""
@@ -63,13 +69,6 @@ def analyse(places: Sequence[Path], out: Path) -> str:
     title = f"Scores of {runs[0].name}" if len(runs) == 1 else f"Scores of {len(runs)} runs"
     (out / "index.html").write_text(page(title, [FIRST, *notes], tables, pictures))
     return "\n".join([*notes, "", _short(tables[0]), f"report: {out / 'index.html'}"])
-
-
-FIRST = (
-    "Natural-selection scores and loss weights, read from run folders alone: a sample's last score, a class's mean over all of "
-    "its scores, its accuracy on the test set in the last epoch. Correlations are over classes; they show what goes along with "
-    "scores, not what scores cause."
-)
 
 
 def read_runs(places: Sequence[Path]) -> tuple[list[ScoredRun], list[str]]:

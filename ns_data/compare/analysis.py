@@ -36,8 +36,16 @@ class Correlation(NamedTuple):
     rho_p: float
 
 
-def correlate(x: np.ndarray, y: np.ndarray, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> Correlation:
-    """Correlation of the pairs in which both are finite.
+def correlate(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    names: tuple[str, str] = ("x", "y"),
+) -> Correlation:
+    """Correlation of the pairs in which both are finite; ``names`` of the two are for what is refused.
 
     Interval of r by Fisher's transformation (NaN below four pairs); of rho by the percentile bootstrap over pairs, from the
     resamples that have a correlation: NaN if more than ``UNDEFINED`` of them are of one value alone.
@@ -50,9 +58,9 @@ def correlate(x: np.ndarray, y: np.ndarray, *, level: float = 0.95, resamples: i
     x, y = np.asarray(x, float)[both], np.asarray(y, float)[both]
     if x.size < LEAST_CLASSES:
         raise ValueError(f"{x.size} pairs have no correlation that means anything: at least {LEAST_CLASSES} are needed")
-    for name, values in (("first", x), ("second", y)):
+    for name, values in zip(names, (x, y), strict=True):
         if np.ptp(values) <= 1e-9 * np.abs(values).max():
-            raise ValueError(f"the {name} values are all {values[0]:g}: nothing can go along with them")
+            raise ValueError(f"{name} is {values[0]:g} throughout, which has no correlation")
     pearson, spearman, line = stats.pearsonr(x, y), stats.spearmanr(x, y), stats.linregress(x, y)
     r_interval = pearson.confidence_interval(level) if x.size > 3 else (np.nan, np.nan)
     rho_interval = _rank_interval(x, y, level, resamples, np.random.default_rng(seed))
@@ -97,7 +105,7 @@ def class_pairs(run: ScoredRun) -> list[Pairs]:
     """What the mean score of a class is set against: its size (figure 4) and its accuracy (figures 5 and 6)."""
     size_K = np.where(run.sizes_K > 0, run.sizes_K, np.nan)
     score, accuracy = "mean score of the class", "test accuracy of the class, %"
-    size = Pairs("size", "Class size and mean score", "samples of the class", score, size_K, run.scores_K)
+    size = Pairs("size", "Class size and mean score", "number of samples of the class", score, size_K, run.scores_K)
     return [size, Pairs("accuracy", "Mean score and class accuracy", score, accuracy, run.scores_K, 100 * run.accuracy_K)]
 
 
@@ -107,7 +115,7 @@ def correlations(runs: list[ScoredRun], seed: int = 0) -> tuple[dict[tuple[str, 
     for number, run in enumerate(runs):
         for pairs in class_pairs(run):
             try:
-                found[pairs.figure, number] = correlate(pairs.x_K, pairs.y_K, seed=seed)
+                found[pairs.figure, number] = correlate(pairs.x_K, pairs.y_K, seed=seed, names=(pairs.x_label, pairs.y_label))
             except ValueError as error:
                 notes.append(f"{run.name}, {pairs.title.lower()}: {error}.")
     return found, notes

@@ -72,6 +72,7 @@ def evaluate_checkpoint(
     """
     checkpoint = open_checkpoint(place, config_file, words)
     config = checkpoint.config
+    config.data.on_error = "raise"  # every sample counts
     split = config.data.test_split if split is None else split
     dataset, where = load_split(config.data, split, config.seed)
     if getattr(dataset, "description", {}).get("kind") == "text":
