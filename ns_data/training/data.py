@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +102,34 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return held
 
 
-def load_data(config: DataConfig, seed: int) -> Data:
-    """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where."""
-    train_transform, test_transform = (None, None) if config.dataset is not None else _transforms(config)
-    train_split, test_split = _splits(config)
-    train, place = _open_split(config, train_split, train_transform, seed)
-    test, _ = _open_split(config, test_split, test_transform, seed)
-    for dataset in (train, test):
-        refuse_label_lists(dataset, "training")
+def load_data(config: DataConfig, seed: int, *, label_lists: bool = False) -> Data:
+    """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where.
+
+    Sets with lists of labels are refused unless ``label_lists`` says that they will be read.
+    """
+    if config.dataset is not None:
+        if config.augment != "none" or config.image_size is not None:
+            raise ValueError(
+                "data.image_size and data.augment have no effect on data.dataset, which transforms its own images: "
+                "set data.image_size=null data.augment=none"
+            )
+        build = _import(config.dataset)
+        sets: list[Any] = [
+            WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed) for split in _splits(config)
+        ]
+        place = config.dataset
+    else:
+        transforms = _transforms(config)
+        folder = _folder(config)
+        open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
+        sets = [
+            open_split(folder, split, transform, seed, config.on_error)
+            for split, transform in zip(_splits(config), transforms, strict=True)
+        ]
+        place = str(folder)
+    train, test = sets
+    if not label_lists:
+        refuse_label_lists(test, "training")
     if config.holdout:
         held = held_out(train.labels, config.holdout, seed)
         train, test = PartDataset(train, np.flatnonzero(~held)), PartDataset(test, np.flatnonzero(held))
@@ -123,21 +143,8 @@ def load_data(config: DataConfig, seed: int) -> Data:
 
 def load_split(config: DataConfig, split: str, seed: int) -> tuple[Any, str]:
     """One split as it is evaluated, with ``classes`` and ``labels``, and where it lies."""
-    return _open_split(config, split, None if config.dataset is not None else _transforms(config)[1], seed)
-
-
-def _open_split(config: DataConfig, split: str, transform: Any, seed: int) -> tuple[Any, str]:
-    if config.dataset is not None:
-        if config.augment != "none" or config.image_size is not None:
-            raise ValueError(
-                "data.image_size and data.augment have no effect on data.dataset, which transforms its own images: "
-                "set data.image_size=null data.augment=none"
-            )
-        build = _import(config.dataset)
-        return WrappedDataset(build(split=split, **config.options), config.dataset, seed=seed), config.dataset
-    folder = _folder(config)
-    open_split = _open_shards if (folder / DATASET_FILE).is_file() else _open_folder
-    return open_split(folder, split, transform, seed, config.on_error), str(folder)
+    data = load_data(replace(config, train_split=split, test_split=split, holdout=0.0), seed, label_lists=True)
+    return data.test, data.place
 
 
 def _splits(config: DataConfig) -> tuple[str, str]:
