@@ -128,8 +128,8 @@ def load_data(config: DataConfig, seed: int, *, label_lists: bool = False) -> Da
         ]
         place = str(folder)
     train, test = sets
-    if not label_lists:
-        refuse_label_lists(test, "training")
+    for dataset in () if label_lists else sets:
+        refuse_label_lists(dataset, "training")
     if config.holdout:
         held = held_out(train.labels, config.holdout, seed)
         train, test = PartDataset(train, np.flatnonzero(~held)), PartDataset(test, np.flatnonzero(held))
