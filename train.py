@@ -220,7 +220,7 @@ def finish(config: Config, training: Training, batches: GroupingBatchSampler, ru
             weights, scores, _ = training.weigh(training.input(batch.images), batch, config.epochs - 1, 0)
         picture = run.path / "plots" / "composites.png"
         plot_composites(batch.to("cpu"), batches.layout, data.classes, picture, scores.cpu(), weights.cpu())
-    run.finish(summarize(config, run.metrics(), training.world.device))
+    run.finish({**summarize(config, run.metrics(), training.world.device), "classes": training.data.classes})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,10 @@ exact scoring over that forward, "stitching" the share of stitching in it, "memo
 (ResNet-18 and Swin-T on ImageNet, m = 4) reports 10.2 and 12.7 %; if a backward pass costs two forward passes the bound is
 1/(3m). rho is the rank correlation of a mode's scores with the exact ones on further batches of the network as these few steps
 have trained it (agreement.py has it along a training, and for every=k).
+
+The last table is the paper's Tables 12 and 13 in its units: milliseconds of a step without and with scoring, of stitching and
+of the inference on the composites (scoring less stitching), and the peak memory of both steps: tensors of the step, weights,
+buffers and optimiser. Beside a GPU's peak as its driver shows it, the context and cached blocks are missing.
 """
 
 from __future__ import annotations
@@ -123,6 +127,13 @@ def peak_mib(run: Callable[[], object], device: torch.device) -> float:
     return float(max(0, held.max())) / 2**20
 
 
+def state_mib(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """What stays between steps: weights, buffers and the optimiser's moments."""
+    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    held = [*model.parameters(), *model.buffers(), *moments]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held) / 2**20
+
+
 def measure(case: Case, layout: Layout, device: torch.device, rounds: int, compiled: bool) -> dict[str, float]:
     torch.manual_seed(0)
     data = digits(size=case.size)
@@ -180,6 +191,7 @@ def measure(case: Case, layout: Layout, device: torch.device, rounds: int, compi
     # In turn, the least of three: a first profile also sees what libraries set aside once.
     peaks = [(peak_mib(step, device), peak_mib(variants["whole"], device)) for _ in range(3)]
     found["plain MiB"], found["whole MiB"] = (min(peak) for peak in zip(*peaks, strict=True))
+    found["state MiB"] = state_mib(model, optimizer)
     pooled: dict[str, list[Tensor]] = {name: [] for name in scorers if name != "every=4"}
     for _ in range(max(2, 256 // B)):
         images, labels, ids = draw()
@@ -211,7 +223,23 @@ def tables(results: dict[tuple[str, str], dict[str, float]]) -> str:
         ]
         rows.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", "| network, batch | m | " + " | ".join(modes) + " |", "|---" * (len(modes) + 2) + "|", *rows]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *costs(results)])
+
+
+def costs(results: dict[tuple[str, str], dict[str, float]]) -> list[str]:
+    """Per-step milliseconds and peak memory."""
+    lines = [
+        "| network, batch | m | plain step ms | with scores ms | stitching ms | inference ms | plain MiB | with scores MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (name, layout), r in results.items():
+        case, m = CASES[name], Layout.parse(layout).group_size
+        plain, whole = (r["state MiB"] + r[key] for key in ("plain MiB", "whole MiB"))
+        lines.append(
+            f"| {name}, {case.batch_size} of {case.size}x{case.size} | {m} | {r['plain']:.1f} | {r['whole']:.1f} | "
+            f"{r['stitch']:.2f} | {r['exact'] - r['stitch']:.2f} | {plain:.0f} | {whole:.0f} |"
+        )
+    return lines
 
 
 def plot(results: dict[tuple[str, str], dict[str, float]]) -> None:

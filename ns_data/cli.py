@@ -1,4 +1,4 @@
-"""The `ns-data` command, equally `python -m ns_data.cli`: write, index, inspect and verify shards; compare methods."""
+"""The `ns-data` command, equally `python -m ns_data.cli`: shards, comparisons, analysis and evaluation of runs."""
 
 from __future__ import annotations
 
@@ -80,12 +80,39 @@ def compare(arguments: Sequence[str]) -> int:
     return 0
 
 
+def report(arguments: Sequence[str]) -> int:
+    """ns-data report RUN... [out=DIR]: scores and weights of finished runs as figures, tables and one page, from their folders.
+
+    By default out is the folder `report` in the run's folder, or in the one that holds all of them.
+    """
+    from ns_data.compare.analyse import main as analyse
+
+    analyse(arguments)
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """ns-data evaluate RUN_OR_CHECKPOINT [CONFIG.yaml] [split=test] [out=FILE] [key=value ...]: all numbers of a network.
+
+    RUN is a run folder (its last.pt); a checkpoint in one, such as RUN/epoch-10.pt, or any file of weights will do, the
+    latter with its CONFIG.yaml or model.name=. Settings such as data.path=DIR put other data in the place of the run's.
+    labels=json:KEY counts a prediction as right if it is in a list of labels, as is done for ImageNet-Hard unasked;
+    classes=DIR names shards with the network's class names; out=FILE writes JSON, out=- prints it alone.
+    """
+    from ns_data.training.evaluate_checkpoint import main as evaluate_checkpoint
+
+    evaluate_checkpoint(arguments)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "shards": shards,
     "index": index,
     "inspect": inspect_folder,
     "verify": verify,
     "compare": compare,
+    "report": report,
+    "evaluate": evaluate,
 }
 
 

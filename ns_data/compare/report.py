@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ns_data.compare import tables
 from ns_data.compare.figures import draw
@@ -41,7 +42,7 @@ def write_report(folder: Path) -> str:
         (partial / f"{table.name}.csv").write_text(to_csv(table))
         (partial / f"{table.name}.md").write_text(to_markdown(table))
         (partial / f"{table.name}.tex").write_text(to_latex(table))
-    pictures = write_figures(results, to_baseline, partial)
+    pictures = write_figures(draw(results, to_baseline), partial)
     (partial / "report.md").write_text(_markdown(results, notes, made, list(pictures)))
     (partial / "index.html").write_text(page(results.manifest["name"], notes, made, pictures))
     shutil.rmtree(folder / "report", ignore_errors=True)
@@ -113,11 +114,11 @@ def make_tables(results: Results, to_baseline: list[Difference], to_controls: li
     return [table for table in made if table.rows]
 
 
-def write_figures(results: Results, to_baseline: list[Difference], folder: Path) -> dict[str, str]:
+def write_figures(figures: dict[str, Figure], folder: Path) -> dict[str, str]:
     """Write each figure as PNG and SVG; return the SVG texts by name."""
     texts = {}
     with matplotlib.rc_context({"svg.hashsalt": "ns_data", "svg.fonttype": "none"}):
-        for name, figure in draw(results, to_baseline).items():
+        for name, figure in figures.items():
             figure.savefig(folder / f"{name}.png", dpi=110)
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None})

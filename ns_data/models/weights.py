@@ -114,6 +114,12 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], num_classes: int
     return WeightsReport(source, list(fitting), replaced, missing, [name for name in state if name not in own])
 
 
+def classes_of_state(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """For how many classes the head in ``state`` is, by the network's last parameter; ``None`` if it has none of that name."""
+    last = [name for name, _ in model.named_parameters()][-1]
+    return state[last].shape[0] if last in state else None
+
+
 def torchvision_weights(name: str, weights: str) -> tuple[dict[str, Tensor], str] | None:
     """The state dict of torchvision's ``weights`` for its model ``name``, downloaded once; ``None`` if that is no name of it.
 

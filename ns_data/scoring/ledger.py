@@ -83,6 +83,10 @@ class ScoreLedger:
         """Last score of each sample, shape (num_samples,); NaN for samples without one."""
         return self._column("last").copy()
 
+    def last_epoch_by_sample(self) -> np.ndarray:
+        """Epoch of each sample's last score, shape (num_samples,); -1 for samples without one."""
+        return self._column("epoch").copy()
+
     def labels(self) -> np.ndarray:
         """Label of each sample as last seen; -1 for samples without a score."""
         return self._column("label").copy()

@@ -145,6 +145,13 @@ class ShardDataset(PlannedDataset):
         """Samples in each shard of the split, for ``ShuffleSampler(..., shards=...)``."""
         return np.unique(self._index["shard"], return_counts=True)[1].tolist()
 
+    def shard_paths(self) -> list[Path]:
+        """The shards of the split, in the order of its samples; ``ShardError`` for one that is missing or changed."""
+        numbers = np.unique(self._index["shard"]).tolist()
+        for number in numbers:
+            self._open(number)
+        return [self.folder / self._shards[number].name for number in numbers]
+
     def read_bytes(self, index: int) -> bytes:
         """The encoded image (or text) of sample ``index``."""
         number, offset, size = check_row(self._index[index], self._shards)

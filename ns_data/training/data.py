@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ns_data.choose import construct
 from ns_data.shards.dataset import PartDataset, PlannedDataset, ShardDataset
 from ns_data.shards.decode import decode_image
 from ns_data.shards.index import DATASET_FILE
+from ns_data.shards.label_lists import refuse_label_lists
 from ns_data.shards.sources import prepare
 from ns_data.stats import ClassStats, as_labels
 from ns_data.training.config import DataConfig
@@ -90,8 +91,11 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return held
 
 
-def load_data(config: DataConfig, seed: int) -> Data:
-    """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where."""
+def load_data(config: DataConfig, seed: int, *, label_lists: bool = False) -> Data:
+    """Open the data of a run, preparing a source on first use. ``ValueError`` says what is expected where.
+
+    Sets with lists of labels are refused unless ``label_lists`` says that they will be read.
+    """
     if config.dataset is not None:
         if config.augment != "none" or config.image_size is not None or config.eval_resize is not None:
             raise ValueError(
@@ -113,6 +117,8 @@ def load_data(config: DataConfig, seed: int) -> Data:
         ]
         place = str(folder)
     train, test = sets
+    for dataset in () if label_lists else sets:
+        refuse_label_lists(dataset, "training")
     if config.holdout:
         held = held_out(train.labels, config.holdout, seed)
         train, test = PartDataset(train, np.flatnonzero(~held)), PartDataset(test, np.flatnonzero(held))
@@ -122,6 +128,12 @@ def load_data(config: DataConfig, seed: int) -> Data:
         )
     classes = train.classes
     return Data(train, test, ClassStats.from_labels(train.labels, len(classes)), classes, place)
+
+
+def load_split(config: DataConfig, split: str, seed: int) -> tuple[Any, str]:
+    """One split as it is evaluated, with ``classes`` and ``labels``, and where it lies."""
+    data = load_data(replace(config, train_split=split, test_split=split, holdout=0.0), seed, label_lists=True)
+    return data.test, data.place
 
 
 def _splits(config: DataConfig) -> tuple[str, str]:

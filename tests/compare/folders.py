@@ -2,6 +2,10 @@
 
 import json
 
+import numpy as np
+import torch
+
+from ns_data import ScoreLedger
 from ns_data.compare.config import load_comparison, make_run, settings, written_methods
 from ns_data.compare.controls import with_controls
 from ns_data.training.config import to_yaml
@@ -60,3 +64,18 @@ def write_comparison(path, text, accuracy_of, tuned=None):
             write_run(make_run(comparison, method, seed, rate), accuracy_of(method.name, seed))
     write_manifest(comparison, methods, tuned)
     return comparison, methods
+
+
+def write_scored_run(place, scores, labels, *, accuracy=None, epochs=1, classes=None, **settings):
+    """A finished run whose every epoch gave the samples these scores: of the scored run's files what it needs, no more."""
+    place.mkdir(parents=True)
+    ns = {"weighting": "ns", "layout": "2x2", "sigma": 1.5, "rho": -1.0, **settings}
+    (place / "config.yaml").write_text(json.dumps({"name": place.name, "ns": ns}))
+    ledger = ScoreLedger(len(scores))
+    for epoch in range(epochs):
+        given = torch.as_tensor(np.asarray(scores, np.float32))
+        ledger.update(torch.arange(len(scores)), given, torch.as_tensor(np.asarray(labels)), epoch)
+    ledger.save(place / "scores.npz")
+    line = {"sigma": ns["sigma"], "rho": ns["rho"], "accuracy": 0.5, "recall": accuracy}
+    (place / "metrics.jsonl").write_text("".join(json.dumps({"epoch": epoch, **line}) + "\n" for epoch in range(epochs)))
+    (place / "done").write_text(json.dumps({"epochs": epochs, **({"classes": classes} if classes else {})}))

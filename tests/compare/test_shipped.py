@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from ns_data import LOSSES, MODELS, ClassStats
+from ns_data import LOSSES, MODELS, ClassStats, Layout
 from ns_data.compare.config import CONTROLS, load_comparison, written_methods
 from ns_data.compare.controls import with_controls
 from ns_data.compare.launch import _data_reader, plan_methods
 from ns_data.losses import create_loss
+from ns_data.scoring.weighting import Strength
 from ns_data.training.config import load_config
 from ns_data.training.optim import create_schedule
 
@@ -43,10 +44,16 @@ def test_cifar_comparisons_are_read_and_their_networks_and_losses_are_known(path
     methods = written_methods(comparison)
     long_tailed = "lt" in path.stem
     expanded = with_controls(comparison, methods, {method.name: long_tailed for method in methods})
-    assert [method.control for method in expanded if method.control] == list(CONTROLS)[: 4 if long_tailed else 3]
+    ablation = path.stem.split("_")[-1] in ("layout", "sigma", "rho")
+    controls = ["constant", "own"] if ablation else list(CONTROLS)[: 4 if long_tailed else 3]
+    selecting = [method.name for method in methods if method.config.ns.weighting == "ns"]
+    assert len(selecting) >= (6 if ablation else 1)
+    assert [(m.control_of, m.control) for m in expanded if m.control] == [(n, c) for n in selecting for c in controls]
     stats = ClassStats.from_labels(list(range(10)))
     for method in expanded:
         assert method.config.model.name in MODELS
+        Strength(method.config.ns.sigma, method.config.ns.rho)
+        assert method.config.batch_size % Layout.parse(method.config.ns.layout).group_size == 0
         create_loss(method.config.loss.name, method.config.loss.options, stats=stats, num_samples=10, seed=0)
     if long_tailed:
         assert {method.config.loss.name for method in methods} == set(LOSSES)

@@ -31,5 +31,5 @@ def write_imagenet_hard(out_dir: str | os.PathLike[str], *, path: str | os.PathL
             extra = {"labels": row["label"], "origin": row["origin"], "english_label": row["english_label"]}
             samples.append((row["image"]["bytes"], int(row["label"][0]), extra))
     classes = [str(k) for k in range(max(1000, 1 + max(label for _, label, _ in samples)))]
-    made_by = {"source": "imagenet_hard"}
+    made_by = {"source": "imagenet_hard", "labels": "json:labels"}
     return write_shards(samples, out_dir, split="test", classes=classes, made_by=made_by, **options)
