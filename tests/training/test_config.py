@@ -1,9 +1,11 @@
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ns_data.training.config import Config, help_text, load_config, to_yaml
+from ns_data.training.config import Config, help_text, load_config, setting, to_yaml
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -79,3 +81,29 @@ def test_shipped_configs_load_and_open_with_their_command(path):
     head = path.read_text().split("\n\n")[0]
     assert head.startswith("# ")
     assert "python train.py" in path.read_text()
+
+
+def test_another_task_has_settings_of_its_own(config_file):
+    @dataclass
+    class Inner:
+        options: dict[str, Any] = field(default_factory=dict, metadata={"help": "anything"})
+
+    @dataclass
+    class Task:
+        base: str | None = setting(None, "another config")
+        name: str | None = setting(None, "of the run")
+        run_dir: str | None = setting(None, "run folder")
+        depth: int = setting(3, "a setting that train.py does not have")
+        inner: Inner = field(default_factory=Inner, metadata={"help": ""})
+
+    config_file("depth: 5\ninner: {options: {a: 1, b: 2}}\n", "first.yaml")
+    path = config_file("base: first.yaml\n", "task.yaml")
+    config = load_config(path, ["inner.options.a=null"], schema=Task)
+    assert config == Task(
+        name="task-inner.options.a=null", run_dir="runs/task-inner.options.a=null", depth=5, inner=Inner({"b": 2})
+    )
+    with pytest.raises(ValueError, match="unknown setting 'depht': did you mean 'depth'"):
+        load_config(path, ["depht=3"], schema=Task)
+    with pytest.raises(ValueError, match="unknown setting 'epochs'"):
+        load_config(path, ["epochs=3"], schema=Task)
+    assert "depth=3" in help_text(Task)
