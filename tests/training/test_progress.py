@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -57,3 +59,13 @@ def test_an_epochs_line_for_people():
         "1234 images/s, waiting 3%, scoring 9%  GPU 3.2 GiB  ungrouped 1"
     )
     assert "ties" not in epoch_line({**line, "groups": 0}, 40)
+
+
+def test_peak_memory_is_this_process_s_own_and_not_that_of_the_one_that_started_it():
+    code = "import torch; from ns_data.training.progress import peak_memory; print(peak_memory(torch.device('cpu')))"
+    ballast = torch.ones(150_000_000)  # 600 MB
+    peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    more = code.replace("print", "x = torch.ones(150_000_000); print")
+    higher = int(subprocess.run([sys.executable, "-c", more], capture_output=True, text=True, check=True).stdout)
+    assert 50e6 < peak < ballast.nbytes
+    assert higher - peak == pytest.approx(ballast.nbytes, rel=0.1)
