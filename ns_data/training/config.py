@@ -130,8 +130,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises ``ValueError`` in one sentence for unknown keys (naming the nearest) and values of the wrong type.
     """
     overrides = list(overrides)
-    files = [(str(file), content) for file, content in _with_bases(Path(path), ())]
-    config = merge_layers(Config, [*files, *read_words(overrides, "epochs=3")])
+    config = merge_layers(Config, [*read_files(path), *read_words(overrides, "epochs=3")])
     config.base = None
     if config.name is None:
         config.name = "-".join([Path(path).stem, *(word.replace("/", "_") for word in overrides if _names_a_run(word))])
@@ -144,6 +143,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 Layers = list[tuple[str, Any]]  # where settings come from, and the settings, in the order of growing weight
+
+
+def read_files(path: str | Path) -> Layers:
+    """A config file after the ``base`` that it changes, and so on, as layers of settings."""
+    return [(str(file), content) for file, content in _with_bases(Path(path), ())]
 
 
 def read_words(words: Iterable[str], example: str) -> Layers:
@@ -232,15 +236,15 @@ def _free_options(config: Config) -> Iterator[dict[str, Any]]:
         yield part.options
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config: Any) -> str:
     """The config as YAML, itself a config file."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def help_text() -> str:
+def help_text(schema: type = Config) -> str:
     """One line a setting: name, default and meaning."""
     lines = []
-    for name, f in _leaves(Config):
+    for name, f in _leaves(schema):
         default: Any = f.default_factory() if callable(f.default_factory) else f.default
         shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  {name + '=' + str(shown):<34} {f.metadata['help']}")

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 import ns_data
-from ns_data.training.config import Config, load_config, to_yaml
+from ns_data.training.config import load_config, to_yaml
 from ns_data.training.distributed import World
 
 # Settings that may change between two starts of the same run.
@@ -30,28 +31,28 @@ FREE_SETTINGS = ("fresh", "device", "data.workers", "data.root", "run_dir", "nam
 class RunFolder:
     """The folder of one run. Files appear whole: they are written under a temporary name and renamed."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, load: Callable[[Path], Any] = load_config) -> None:
+        self.path, self._load = Path(path), load  # load: reads a config of the run's kind
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Any) -> None:
         """Refuse the folder of a run with other settings, naming them; ``fresh=true`` takes any run's folder."""
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not (self.path / "config.yaml").is_file():
             raise ValueError(f"{self.path} is not a run folder: name another run_dir")
-        different = [] if config.fresh else _differences(load_config(self.path / "config.yaml"), config)
+        different = [] if config.fresh else _differences(self._load(self.path / "config.yaml"), config)
         if different:
             raise ValueError(
                 f"{self.path} holds a run with other settings ({', '.join(different)}): name another run_dir, or start "
                 "anew with fresh=true"
             )
 
-    def start(self, config: Config) -> None:
+    def start(self, config: Any) -> None:
         """Make the folder, or open it to go on."""
         self.check(config)
         if config.fresh and self.path.exists():
             shutil.rmtree(self.path)
-        (self.path / "plots").mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "config.yaml").is_file():
             self.write("env.json", json.dumps(_environment(), indent=1) + "\n")
             self.write("config.yaml", to_yaml(replace(config, fresh=False)))
@@ -108,7 +109,7 @@ class RunFolder:
         return state
 
 
-def _differences(old: Config, new: Config) -> list[str]:
+def _differences(old: Any, new: Any) -> list[str]:
     from omegaconf import OmegaConf
 
     def flat(value: Any, prefix: str = "") -> dict[str, Any]:
