@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from ns_data.shards.dataset import ShardDataset
 from ns_data.shards.index import ShardError
@@ -331,6 +334,29 @@ def test_digits(tmp_path, options, train, wrong):
     assert np.array_equal(dataset[7][0][0].numpy(), expected)
 
 
+def test_domains_of_the_digits_share_no_digit_and_look_different(tmp_path):
+    """Pixels against torch's bilinear scaling of scikit-learn's images; together the domains hold every digit once."""
+    from sklearn.datasets import load_digits
+
+    digits, seen = load_digits(), []
+    for domain in ("plain", "inverted", "rotated", "noisy"):
+        samples = extras(write("digits_domain", tmp_path / domain, domain=domain), "train")
+        rows = [extra["row"] for *_, extra in samples]
+        labels = np.array([label for _, label, _ in samples])
+        assert (labels == digits.target[rows]).all()
+        assert np.bincount(labels).min() >= 43
+        small = torch.from_numpy(digits.images[rows] * (255 / 16))[:, None]
+        expected = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=True)[:, 0].numpy()
+        if domain == "inverted":
+            expected = 255 - expected
+        pixels = np.stack([np.asarray(Image.open(io.BytesIO(payload))) for payload, *_ in samples]).astype(float)
+        assert (np.abs(pixels - expected).max() < 0.6) == (domain in ("plain", "inverted"))
+        seen += rows
+    assert sorted(seen) == list(range(len(digits.target)))
+    with pytest.raises(ValueError, match="unknown domain of the digits 'plane': did you mean 'plain'"):
+        convert("digits_domain", tmp_path / "x", {"domain": "plane"})
+
+
 def test_digits_refuses_impossible_settings(tmp_path):
     for options, message in (({"imbalance": 0.5}, "imbalance"), ({"imbalance": 151}, "imbalance"), ({"noise": 1.0}, "noise")):
         with pytest.raises(ValueError, match=message):
@@ -342,7 +368,8 @@ def test_every_source_refuses_unknown_and_missing_options(tmp_path, source):
     with pytest.raises(ValueError, match=f"unknown option of data source '{source}' 'imbalanced'"):
         convert(source, tmp_path, {"imbalanced": 3})
     if source != "digits":
-        with pytest.raises(ValueError, match=f"data source '{source}' needs path="):
+        missing = "domain" if source == "digits_domain" else "path"
+        with pytest.raises(ValueError, match=f"data source '{source}' needs {missing}="):
             convert(source, tmp_path, {})
 
 
