@@ -8,6 +8,7 @@ model of a source domain and seed, so that their differences are those of the ad
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -95,19 +96,23 @@ def plan(table: TableConfig, path: Path) -> list[Run]:
     for pair in table.pairs:
         if pair not in pairs:
             raise ValueError(unknown(pair, pairs, "pair of domains"))
-    shared = method_changes("set", table.set)
+    configs = {method: method_config(table, path, method) for method in table.methods}
     runs = []
     for seed, (pair, (source, target)), method in itertools.product(table.seeds, pairs.items(), table.methods):
-        if table.pairs and pair not in table.pairs:
-            continue
-        own = {"source": source, "target": target, "seed": seed, "sources_dir": f"{table.folder}/sources"}
-        own["run_dir"] = f"{table.folder}/{method}/{source}-{target}/{seed}"
-        changes = {**shared, **method_changes(method, table.methods[method]), **own, "name": method}
-        try:
-            runs.append(Run(method, pair, load_sfda(path.parent / table.base, words(changes))))
-        except ValueError as error:
-            raise ValueError(f"method {method}: {error}") from None
+        if not table.pairs or pair in table.pairs:
+            own = {"source": source, "target": target, "seed": seed, "name": method}
+            folder = f"{table.folder}/{method}/{source}-{target}/{seed}"
+            runs.append(Run(method, pair, dataclasses.replace(configs[method], **own, run_dir=folder)))
     return runs
+
+
+def method_config(table: TableConfig, path: Path, method: str) -> SfdaConfig:
+    """The base with what the table sets for all methods, and what the method changes."""
+    changes = {**method_changes("set", table.set), **method_changes(method, table.methods[method])}
+    try:
+        return load_sfda(path.parent / table.base, words({**changes, "sources_dir": f"{table.folder}/sources"}))
+    except ValueError as error:
+        raise ValueError(f"method {method}: {error}") from None
 
 
 def pair_names(domains: list[str]) -> dict[str, tuple[str, str]]:

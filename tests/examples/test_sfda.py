@@ -318,7 +318,9 @@ def test_shipped_configs_load_and_open_with_their_command(path):
     text = path.read_text()
     if path.stem.startswith("table"):
         table = sfda_table.load_table(path, [])
-        assert len(sfda_table.plan(table, path)) == 12 * 3 * len(table.methods)
+        runs = sfda_table.plan(table, path)
+        assert len({run.config.run_dir for run in runs}) == len(runs) == 12 * 3 * len(table.methods)
+        assert len({source_folder(run.config) for run in runs if run.config.seed == 2024}) == 4
         assert "python examples/sfda_table.py" in text
     else:
         config = load_sfda(path)
@@ -353,7 +355,7 @@ def test_a_table_of_the_papers_form(workplace):
     methods = {"shot": {"weighting": "none"}, "ns": {"weighting": "ns"}}
     settings = {"epochs": 1, "training.epochs": 2, "model.options.width": 4, "bottleneck": 16, "device": "cpu"}
     content = {"base": str(CONFIGS / "digits.yaml"), "seeds": [2024], "methods": methods, "set": settings, "folder": "table"}
-    table.write_text(yaml.safe_dump(content))
+    table.write_text(yaml.safe_dump(content, sort_keys=False))
     assert "24 runs, 0 of them done" in run(workplace, "table.yaml", "--dry-run", script=sfda_table)
     out = run(workplace, "table.yaml", "pairs=[P>R]", script=sfda_table)
     assert "| method | P>R | average | average - shot |" in out
