@@ -201,6 +201,13 @@ class StretchCropFlip:
         return image_CHW.flip(2) if self.flip and uniforms[2] < 0.5 else image_CHW
 
 
+class Stretch(Fit):
+    """The transform for evaluation beside ``StretchCropFlip``: the whole image as a square of ``resize`` pixels, its centre."""
+
+    def prepare(self, image_CHW: Tensor) -> Tensor:
+        return super().prepare(resize(image_CHW, (self.resize, self.resize)))
+
+
 def resize(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
     """Scale to (H, W), bilinear and antialiased; uint8 in, uint8 out, without a detour over floats."""
     return F.interpolate(image_CHW[None], size=size, mode="bilinear", antialias=True)[0]

@@ -11,6 +11,7 @@ from ns_data.augment import (
     CropFlip,
     Fit,
     ResizedCropFlip,
+    Stretch,
     StretchCropFlip,
     _crops,
     _crops_by_gather,
@@ -132,6 +133,12 @@ def test_stretch_ignores_the_shape():
     assert (StretchCropFlip(24, resize=32)(image(), draws).int() - expected.int()).abs().max() <= 1
     with pytest.raises(ValueError, match="resize 8 is smaller"):
         StretchCropFlip(24, resize=8)
+
+
+def test_stretch_for_evaluation_takes_the_centre_of_the_whole_image():
+    expected = tv.center_crop(tv.resize(image(), [32, 32], antialias=True), [24, 24])
+    assert (Stretch(24, resize=32)(image(), np.empty(0)).int() - expected.int()).abs().max() <= 1
+    assert not torch.equal(Stretch(24, resize=32)(image(), np.empty(0)), Fit(24, resize=32)(image(), np.empty(0)))
 
 
 @pytest.mark.parametrize("name", AUGMENTS)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 from omegaconf import OmegaConf
 
-from ns_data.training.layers import leaves, merge_layers, read_words, read_yaml
+from ns_data.training.layers import Layers, leaves, merge_layers, read_words, read_yaml
 
 T = TypeVar("T")
 
@@ -137,8 +137,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type
     Raises ``ValueError`` in one sentence for unknown keys (naming the nearest) and values of the wrong type.
     """
     overrides = list(overrides)
-    files = [(str(file), content) for file, content in _with_bases(Path(path), ())]
-    config = merge_layers(schema, [*files, *read_words(overrides, "epochs=3")])
+    config = merge_layers(schema, [*read_files(path), *read_words(overrides, "epochs=3")])
     config.base = None
     if "num_classes" in config.model.options:
         raise ValueError(f"{path}: model.options.num_classes is given by the data's classes: leave it out")
@@ -150,6 +149,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type
         for key in [key for key, value in options.items() if value is None]:
             del options[key]  # null takes an option of the base away
     return config
+
+
+def read_files(path: str | Path) -> Layers:
+    """A config file after the ``base`` that it changes, and so on, as layers of settings."""
+    return [(str(file), content) for file, content in _with_bases(Path(path), ())]
 
 
 def _names_a_run(override: str) -> bool:

@@ -110,11 +110,8 @@ class RunFolder:
             shutil.copyfile(self.path / "last.pt", self.path / (keep_as + ".partial"))
             (self.path / (keep_as + ".partial")).replace(self.path / keep_as)
 
-    def load_checkpoint(self, config: Any, network: nn.Module) -> dict[str, Any] | None:
-        """The last checkpoint on the CPU, or ``None``. Tensors and plain values only: nothing in the file is executed.
-
-        Raises ``ValueError`` for a file that cannot be read, or that another config or network has made, saying what differs.
-        """
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """What last.pt holds, on the CPU, or ``None``. Tensors and plain values only: nothing in the file is executed."""
         path = self.path / "last.pt"
         if not path.is_file():
             return None
@@ -123,6 +120,16 @@ class RunFolder:
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"checkpoint {path} cannot be read ({reason}): start anew with fresh=true") from None
+        return state
+
+    def load_checkpoint(self, config: Any, network: nn.Module) -> dict[str, Any] | None:
+        """The last checkpoint of this run, with ``config``, ``training`` and ``plan``, or ``None``.
+
+        Raises ``ValueError`` for a file that cannot be read, or that another config or network has made, saying what differs.
+        """
+        state, path = self.read_checkpoint(), self.path / "last.pt"
+        if state is None:
+            return None
         if not isinstance(state, dict) or not {"config", "training", "plan"} <= state.keys():
             raise ValueError(f"{path} is not a checkpoint of this program: start anew with fresh=true")
         different = _differences(state["config"], config)

@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
+from PIL import Image
 
 from ns_data.shards.dataset import ShardDataset
 from ns_data.shards.index import ShardError
-from ns_data.shards.sources import SOURCES, convert, folder_name, prepare
+from ns_data.shards.sources import SOURCES, convert
 from ns_data.shards.sources.cifar import long_tail_rows, read_cifar_pickle
 from ns_data.shards.sources.imagenet import _read_devkit
 from ns_data.shards.verify import verify_shards
@@ -400,6 +402,29 @@ def test_digits_told_apart_by_parity(tmp_path):
     assert {extra["row"] for *_, extra in rows} == {extra["row"] for *_, extra in extras(plain, "train")}
 
 
+def test_domains_of_the_digits_share_no_digit_and_look_different(tmp_path):
+    """Pixels against torch's bilinear scaling of scikit-learn's images; together the domains hold every digit once."""
+    from sklearn.datasets import load_digits
+
+    digits, seen = load_digits(), []
+    for domain in ("plain", "inverted", "rotated", "noisy"):
+        samples = extras(write("digits_domain", tmp_path / domain, domain=domain), "train")
+        rows = [extra["row"] for *_, extra in samples]
+        labels = np.array([label for _, label, _ in samples])
+        assert (labels == digits.target[rows]).all()
+        assert np.bincount(labels).min() >= 43
+        small = torch.from_numpy(digits.images[rows] * (255 / 16))[:, None]
+        expected = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=True)[:, 0].numpy()
+        if domain == "inverted":
+            expected = 255 - expected
+        pixels = np.stack([np.asarray(Image.open(io.BytesIO(payload))) for payload, *_ in samples]).astype(float)
+        assert (np.abs(pixels - expected).max() < 0.6) == (domain in ("plain", "inverted"))
+        seen += rows
+    assert sorted(seen) == list(range(len(digits.target)))
+    with pytest.raises(ValueError, match="unknown domain of the digits 'plane': did you mean 'plain'"):
+        convert("digits_domain", tmp_path / "x", {"domain": "plane"})
+
+
 def test_digits_refuses_impossible_settings(tmp_path):
     for options, message in (
         ({"imbalance": 0.5}, "imbalance"),
@@ -415,29 +440,3 @@ def test_digits_refuses_impossible_settings(tmp_path):
 def test_every_source_refuses_unknown_and_missing_options(tmp_path, source):
     with pytest.raises(ValueError, match=f"unknown option of data source '{source}' 'imbalanced'"):
         convert(source, tmp_path, {"imbalanced": 3})
-    if source not in ("digits", "docstrings"):
-        with pytest.raises(ValueError, match=f"data source '{source}' needs path="):
-            convert(source, tmp_path, {})
-
-
-def test_prepare_writes_once_and_names_folders_by_options(tmp_path):
-    folder = prepare("digits", {"imbalance": 10, "progress": False}, tmp_path)
-    assert folder == tmp_path / "digits-imbalance=10-progress=False"
-    stamp = (folder / "index.npy").stat().st_mtime_ns
-    assert prepare("digits", {"imbalance": 10, "progress": False}, tmp_path) == folder
-    assert (folder / "index.npy").stat().st_mtime_ns == stamp
-    names = [folder_name("folder", {"path": path}) for path in ("/data/x", "/data_x", "../data/x")]
-    assert len(set(names)) == 3
-    assert not any("/" in name for name in names)
-    with pytest.raises(ValueError, match="unknown data source 'digit': did you mean 'digits'"):
-        prepare("digit", {}, tmp_path)
-
-
-def test_a_png_named_jpg_is_stored_as_what_it_is(tmp_path):
-    put(tmp_path / "in" / "a" / "1.jpg", picture(1, kind="PNG"))
-    put(tmp_path / "in" / "a" / "2.jpg", picture(2))
-    out = write("folder", tmp_path, path=tmp_path / "in", test_share=0.4)
-    with tarfile.open(out / "train-000000.tar") as tar:
-        names = {name.split(".")[1] for name in tar.getnames()}
-    assert names <= {"png", "jpg", "cls", "json"}
-    assert io.BytesIO(ShardDataset(out).read_bytes(0)).read(4) in (b"\x89PNG", b"\xff\xd8\xff\xe0")

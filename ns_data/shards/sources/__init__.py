@@ -11,7 +11,7 @@ from typing import Any
 
 from ns_data.choose import choose, unknown
 from ns_data.shards.sources.cifar import write_cifar10, write_cifar100, write_cifar_lt
-from ns_data.shards.sources.digits import write_digits
+from ns_data.shards.sources.digits import write_digits, write_digits_domain
 from ns_data.shards.sources.docstrings import write_docstrings
 from ns_data.shards.sources.folders import write_emoset, write_folder, write_list, write_officehome
 from ns_data.shards.sources.imagenet import write_imagenet
@@ -23,6 +23,7 @@ from ns_data.shards.writer import write_shards
 # source(out_dir, **options) writes a folder of shards with the splits "train" and "test" (or "val").
 SOURCES: dict[str, Callable[..., Any]] = {
     "digits": write_digits,
+    "digits_domain": write_digits_domain,
     "cifar10": write_cifar10,
     "cifar100": write_cifar100,
     "cifar_lt": write_cifar_lt,

@@ -1,5 +1,7 @@
 """digits: scikit-learn's 1,797 real handwritten digits, 8x8 pixels in 17 shades, as a small data set that is always at hand.
 
+`digits` has a training and a test split, balanced or not, clean or not; `digits_domain` has domains that look different.
+
 Train holds the first 150 of each class after a seeded shuffle, test the other 297. An exponential long tail keeps
 n_k = int(150 * imbalance ** (-k / 9)) of class k (the form of "Learning Imbalanced Datasets with Label-Distribution-Aware
 Margin Loss", Cao et al., 2019); symmetric noise gives that share of the training labels another class, uniformly. With
@@ -10,6 +12,7 @@ keeps its row in scikit-learn's set and its true label.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +88,67 @@ def _with_noise(labels: np.ndarray, noise: float, num_classes: int, rng: np.rand
     wrong = rng.permutation(labels.size)[: round(noise * labels.size)]
     labels[wrong] = (labels[wrong] + rng.integers(1, num_classes, wrong.size)) % num_classes
     return labels
+
+
+def write_digits_domain(
+    out_dir: str | os.PathLike[str], *, domain: str, seed: int = 0, progress: bool = True
+) -> dict[str, Any]:
+    """One of four domains, a quarter of the digits each, scaled up to 16x16: plain, inverted, rotated, noisy.
+
+    The quarters are drawn by ``seed`` within each class and share no digit. ``rotated`` is turned by 25 degrees, ``inverted``
+    is dark on light, ``noisy`` is blurred and has Gaussian noise. All samples are in the split ``train``.
+    """
+    from scipy.ndimage import zoom
+    from sklearn.datasets import load_digits
+
+    change, part = choose(_DOMAINS, domain, "domain of the digits"), list(_DOMAINS).index(domain)
+    digits, rng = load_digits(), np.random.default_rng([seed, part])
+    rows = _quarter(digits.target, part, seed)
+    images = [change(zoom(digits.images[row] / 16, 2, order=1), rng) for row in rows]
+    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    samples = [(image, int(digits.target[row]), {"row": int(row)}) for image, row in zip(pixels, rows, strict=True)]
+    return write_shards(
+        samples,
+        Path(out_dir),
+        split="train",
+        classes=[str(k) for k in range(_NUM_CLASSES)],
+        seed=seed,
+        made_by={"source": "digits_domain", "domain": domain, "seed": seed},
+        progress=progress,
+    )
+
+
+def _plain(image_HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return image_HW
+
+
+def _inverted(image_HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 1 - image_HW
+
+
+def _rotated(image_HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    from scipy.ndimage import rotate
+
+    return rotate(image_HW, 25, reshape=False, order=1)
+
+
+def _noisy(image_HW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(image_HW, 1) + rng.normal(0, 0.2, image_HW.shape)
+
+
+# change(image, rng) -> image, both (16, 16) in about [0, 1].
+_DOMAINS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "plain": _plain,
+    "inverted": _inverted,
+    "rotated": _rotated,
+    "noisy": _noisy,
+}
+
+
+def _quarter(labels: np.ndarray, part: int, seed: int) -> np.ndarray:
+    """Rows of one of four parts, of the same class shares and without common rows."""
+    rng = np.random.default_rng(seed)
+    by_class = [rng.permutation(np.flatnonzero(labels == k)) for k in range(_NUM_CLASSES)]
+    return np.concatenate([np.array_split(rows, len(_DOMAINS))[part] for rows in by_class])
