@@ -26,6 +26,7 @@ from torchvision.models import resnet18
 
 from ns_data import LOSSES, ClassStats, GroupedBatch, stitch
 from ns_data.training.config import LossConfig
+from ns_data.training.distributed import World
 
 
 def randn(*shape, seed=0):
@@ -202,7 +203,7 @@ def test_one_pass_gives_labels_and_accuracy_and_leaves_the_network_alone():
 
 
 def adaptation(**settings):
-    return sfda_shot.Adaptation(SfdaConfig(**settings), small_net(), 8, torch.device("cpu"))
+    return sfda_shot.Adaptation(SfdaConfig(**settings), small_net(), 8, World(0, 1, torch.device("cpu")))
 
 
 def a_batch():
