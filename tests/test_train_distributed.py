@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -200,8 +201,8 @@ def test_several_machines_that_would_not_survive_a_kill_are_told_so(monkeypatch)
         monkeypatch.setenv(name, str(value))
     with pytest.warns(UserWarning, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         warn_of_stale_addresses()
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    warn_of_stale_addresses()
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
-    warn_of_stale_addresses()
+    for name, harmless in {"TORCHELASTIC_MAX_RESTARTS": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}.items():
+        with monkeypatch.context() as other, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other.setenv(name, harmless)
+            warn_of_stale_addresses()
