@@ -155,7 +155,6 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
         state = {"config": asdict(config), "training": training.state_dict(), "plan": batches.state_dict(batches_done)}
         if world.is_main:
             run.save_checkpoint(state, keep_as)
-        world.wait()  # launchers end the other processes when the first one leaves
 
     first, stop = 0, False
     checkpoint = run.load_checkpoint(config, training.model)

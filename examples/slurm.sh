@@ -20,7 +20,8 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) OMP_NUM_THREADS=1
 
 # 300 seconds before the time ends Slurm sends SIGUSR1 to every task; train.py saves after the step at hand and leaves with 75.
-srun --kill-on-bad-exit=1 bash -c \
+# Tasks do not end at the same moment: the others get five minutes from the first, to save or to draw the plots at the end.
+srun --kill-on-bad-exit=0 --wait=300 bash -c \
     'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec python train.py "$@"' train.py "$@"
 status=$?
 if [ "$status" = 75 ]; then

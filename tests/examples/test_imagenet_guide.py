@@ -61,17 +61,21 @@ def test_the_guides_figures_are_those_of_a_million_images():
 
 
 SRUN = """#!{python}
-# Stands for srun: starts the tasks, hands SIGUSR1 on to each, ends all when one fails, and returns the highest status.
+# Stands for srun: starts the tasks, hands SIGUSR1 on to each, and returns the highest status. When the first task ends it
+# ends the others: at once if told so or if it failed, else after --wait seconds.
 import os, signal, subprocess, sys, time
-command = [word for word in sys.argv[1:] if not word.startswith("--kill-on-bad-exit")]
-size = int(os.environ["SLURM_NTASKS"])
+options = {{word.partition("=")[0]: int(word.partition("=")[2]) for word in sys.argv[1:] if word.startswith("--")}}
+command = [word for word in sys.argv[1:] if not word.startswith("--")]
 tasks = [
     subprocess.Popen(command, env={{**os.environ, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}})
-    for rank in range(size)
+    for rank in range(int(os.environ["SLURM_NTASKS"]))
 ]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+first = None
 while any(task.poll() is None for task in tasks):
-    if any(task.poll() for task in tasks):
+    ended = [task.poll() for task in tasks if task.poll() is not None]
+    first = first or (time.monotonic() if ended else None)
+    if ended and (options["--kill-on-bad-exit"] and any(ended) or time.monotonic() - first > options["--wait"]):
         [task.kill() for task in tasks if task.poll() is None]
     time.sleep(0.05)
 sys.exit(max(task.returncode if task.returncode >= 0 else 128 - task.returncode for task in tasks))
@@ -98,7 +102,7 @@ def test_the_slurm_script_saves_requeues_and_goes_on(tmp_path):
         "PYTHONPATH": str(ROOT),
         **{"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "here", "SLURM_NTASKS": "2"},
     }
-    words = ["configs/digits_lt.yaml", "epochs=3", "run_dir=run", "checkpoint_every=1", "device=cpu"]
+    words = ["configs/digits_lt.yaml", "epochs=12", "run_dir=run", "checkpoint_every=2", "device=cpu"]
 
     def start():
         command = ["bash", str(ROOT / "examples" / "slurm.sh"), *words]
