@@ -68,7 +68,8 @@ def test_correlation_equals_independent_computations():
     plain = np.quantile([stats.spearmanr(x[rows], y[rows]).statistic for rows in draws], [0.025, 0.975])
     np.testing.assert_allclose([c.rho_low, c.rho_high], plain, atol=0.05)
     assert correlate(x, y) == c  # seeded
-    assert correlate(x, np.exp(5 * y))[6:9] == c[6:9]  # ranks alone
+    bent = correlate(x, np.exp(5 * y))  # the same ranks
+    assert (bent.rho, bent.rho_low, bent.rho_high) == (c.rho, c.rho_low, c.rho_high)
     wider = correlate(x, y, level=0.99)
     assert wider.r_low < c.r_low
     assert wider.rho_low < c.rho_low
