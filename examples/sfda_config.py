@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ns_data.choose import unknown
-from ns_data.training.config import LossConfig, ModelConfig, NSConfig, read_files, setting, to_yaml
+from ns_data.training.config import LossConfig, ModelConfig, NSConfig, free_settings, read_files, setting, to_yaml
 from ns_data.training.layers import merge_layers, read_words
 
 
@@ -20,7 +20,7 @@ class DomainsConfig:
 
     source: str | None = setting("digits_domain", "data source, written as shards on first use, one folder for each domain")
     options: dict[str, Any] = setting({}, "options of the source, beside domain=")
-    root: str = setting("data", "folder of prepared sources")
+    root: str = setting("data", "folder of prepared sources", free=True)
     path: str | None = setting(None, "instead of a source: a folder with a folder of shards for each domain")
     domains: list[str] = setting(["plain", "inverted", "rotated", "noisy"], "all domains")
     image_size: int = setting(16, "images are cut to squares of this side")
@@ -30,8 +30,8 @@ class DomainsConfig:
     evaluate_options: dict[str, Any] = setting({}, "options of that transform")
     mean: list[float] = setting([0.5], "subtracted from images in [0, 1], one value or one a channel")
     std: list[float] = setting([0.5], "divides them")
-    workers: int = setting(0, "loader processes")
-    resident: bool | None = setting(None, "decode once and keep in memory; null: shards of up to 1 GiB of pixels")
+    workers: int = setting(0, "loader processes", free=True)
+    resident: bool | None = setting(None, "decode once and keep in memory; null: shards of up to 1 GiB of pixels", free=True)
 
 
 @dataclass
@@ -65,18 +65,20 @@ class SfdaConfig:
     """All settings of one pair of domains."""
 
     base: str | None = setting(None, "another config file, relative to this one, that this one changes")
-    name: str | None = setting(None, "of the run; by default the config's and its overrides")
-    run_dir: str | None = setting(None, "run folder; by default runs/sfda/NAME")
-    sources_dir: str = setting("runs/sfda/sources", "where models of the source domains are kept, for all pairs and methods")
+    name: str | None = setting(None, "of the run; by default the config's and its overrides", free=True)
+    run_dir: str | None = setting(None, "run folder; by default runs/sfda/NAME", free=True)
+    sources_dir: str = setting(
+        "runs/sfda/sources", "where models of the source domains are kept, for all pairs and methods", free=True
+    )
     source: str = setting("plain", "domain with labels")
     target: str = setting("rotated", "domain without")
     seed: int = setting(2024, "of initialisation, plan and augmentation")
     epochs: int = setting(15, "epochs on the target domain")
     batch_size: int = setting(64, "samples of a step, a multiple of the group size")
-    eval_batch_size: int = setting(256, "samples of an evaluation step")
-    device: str | None = setting(None, "cuda, mps or cpu; by default the first of them that is there")
-    tensorboard: bool | None = setting(None, "log for TensorBoard in the run folder; null: when it is installed")
-    fresh: bool = setting(False, "start anew, removing what is in the run folder; models of source domains stay")
+    eval_batch_size: int = setting(256, "samples of an evaluation step", free=True)
+    device: str | None = setting(None, "cuda, mps or cpu; by default the first of them that is there", free=True)
+    tensorboard: bool | None = setting(None, "log for TensorBoard in the run folder; null: when it is installed", free=True)
+    fresh: bool = setting(False, "start anew, removing what is in the run folder; models of source domains stay", free=True)
     bottleneck: int = setting(256, "features after the bottleneck")
     pseudo_weight: float = setting(0.3, "of the pseudo-label term")
     im_weight: float = setting(1.0, "of information maximisation")
@@ -95,8 +97,8 @@ def load_sfda(path: str | Path, overrides: Iterable[str] = ()) -> SfdaConfig:
     config = merge_layers(SfdaConfig, [*read_files(path), *read_words(words, "source=plain")])
     config.base = None
     if config.name is None:
-        unnamed = ("fresh", "run_dir", "sources_dir", "name", "tensorboard", "device", "data.root", "data.workers")
-        named = [word.replace("/", "_") for word in words if word.partition("=")[0] not in unnamed]
+        free = free_settings(SfdaConfig)
+        named = [word.replace("/", "_") for word in words if word.partition("=")[0] not in free]
         config.name = "-".join([Path(path).stem, *named])
     if config.run_dir is None:
         config.run_dir = str(Path("runs", "sfda", config.name))

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ns_data.choose import unknown
-from ns_data.training.config import Config, load_config, setting
+from ns_data.training.config import Config, free_settings, load_config, setting
 from ns_data.training.layers import merge_layers, read_words, read_yaml
-from ns_data.training.run import FREE_SETTINGS
 
 CONTROLS = ("constant", "own", "shuffled", "inverse_frequency")
 _SHORT = {"sampling": "sampling.name", "loss": "loss.name", "weighting": "ns.weighting"}
@@ -180,7 +179,7 @@ def words(changes: Mapping[str, Any]) -> list[str]:
 def settings(config: Config) -> dict[str, Any]:
     """What decides a run's result beside its seed: flat, without names, places and speed."""
     flat = flatten(dataclasses.asdict(config))
-    return {key: value for key, value in flat.items() if key not in (*_OURS, *FREE_SETTINGS)}
+    return {key: value for key, value in flat.items() if key not in {*_OURS, *free_settings(Config)}}
 
 
 def flatten(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,18 +15,24 @@ from ns_data.training.layers import Layers, leaves, merge_layers, read_words, re
 T = TypeVar("T")
 
 
-def setting(default: Any, help: str) -> Any:
-    """A field with its line in ``--help``."""
+def setting(default: Any, help: str, *, free: bool = False) -> Any:
+    """A field with its line in ``--help``; ``free`` if it changes no result: neither a run's name nor its folder minds it."""
+    metadata = {"help": help, "free": free}
     if isinstance(default, (dict, list)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def free_settings(schema: type[Any]) -> set[str]:
+    """Dotted names of the settings that change no result, and may change between two starts of the same run."""
+    return {name for name, f in leaves(schema) if f.metadata["free"]}
 
 
 @dataclass
 class DataConfig:
     source: str | None = setting("digits", "data source, written as shards under root on first use")
     options: dict[str, Any] = setting({}, "options of the source, or of the data set class")
-    root: str = setting("data", "folder of prepared sources")
+    root: str = setting("data", "folder of prepared sources", free=True)
     path: str | None = setting(None, "instead of a source: a folder of shards, or of class folders under train/ and test/")
     dataset: str | None = setting(None, "instead of a source: 'package.module:Class', called with split= and options")
     train_split: str = setting("train", "split to train on")
@@ -38,8 +44,8 @@ class DataConfig:
     augment_options: dict[str, Any] = setting({}, "options of the training transform")
     mean: list[float] = setting([0.5], "subtracted from images in [0, 1], one value or one a channel")
     std: list[float] = setting([0.5], "divides them")
-    workers: int = setting(0, "loader processes")
-    resident: bool | None = setting(None, "decode once and keep in memory; null: shards of up to 1 GiB of pixels")
+    workers: int = setting(0, "loader processes", free=True)
+    resident: bool | None = setting(None, "decode once and keep in memory; null: shards of up to 1 GiB of pixels", free=True)
     on_error: str = setting("raise", "a sample of a shard that cannot be read: raise, or skip and count it")
 
 
@@ -99,24 +105,28 @@ class Config:
     """All settings of a run."""
 
     base: str | None = setting(None, "another config file, relative to this one, that this one changes")
-    name: str | None = setting(None, "of the run; by default the config's and its overrides")
-    run_dir: str | None = setting(None, "run folder; by default runs/NAME")
+    name: str | None = setting(None, "of the run; by default the config's and its overrides", free=True)
+    run_dir: str | None = setting(None, "run folder; by default runs/NAME", free=True)
     seed: int = setting(2024, "of initialisation, plan and augmentation")
     epochs: int = setting(40, "epochs of training")
     batch_size: int = setting(64, "samples of a step over all processes, a multiple of the group size")
     drop_last: bool = setting(False, "leave out a short last batch")
-    eval_batch_size: int = setting(256, "samples of an evaluation step")
-    device: str | None = setting(None, "cuda, mps or cpu; by default the first of them that is there")
+    eval_batch_size: int = setting(256, "samples of an evaluation step", free=True)
+    device: str | None = setting(None, "cuda, mps or cpu; by default the first of them that is there", free=True)
     amp: str | None = setting(None, "bf16 or fp16 for automatic mixed precision, or null")
     channels_last: bool = setting(False, "channels-last memory format")
     compile: bool = setting(False, "compile the network with torch.compile")
     accumulate: int = setting(1, "parts that a step's batch is cut into, each of whole groups, to save memory")
     clip_grad: float | None = setting(None, "largest norm of the gradient")
-    checkpoint_every: int | None = setting(None, "also save a checkpoint every so many steps; null: after every epoch")
-    tensorboard: bool | None = setting(None, "log for TensorBoard in the run folder; null: when it is installed")
-    keep_every: int | None = setting(None, "keep the checkpoint of every so many epochs as epoch-N.pt; null: the last only")
-    plots: bool = setting(True, "draw plots at the end")
-    fresh: bool = setting(False, "start anew, removing what is in the run folder")
+    checkpoint_every: int | None = setting(
+        None, "also save a checkpoint every so many steps; null: after every epoch", free=True
+    )
+    tensorboard: bool | None = setting(None, "log for TensorBoard in the run folder; null: when it is installed", free=True)
+    keep_every: int | None = setting(
+        None, "keep the checkpoint of every so many epochs as epoch-N.pt; null: the last only", free=True
+    )
+    plots: bool = setting(True, "draw plots at the end", free=True)
+    fresh: bool = setting(False, "start anew, removing what is in the run folder", free=True)
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": ""})
     ns: NSConfig = field(default_factory=NSConfig, metadata={"help": ""})
     sampling: SamplingConfig = field(default_factory=SamplingConfig, metadata={"help": ""})
@@ -141,8 +151,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type
     config.base = None
     if "num_classes" in config.model.options:
         raise ValueError(f"{path}: model.options.num_classes is given by the data's classes: leave it out")
+    free = free_settings(schema)
     if config.name is None:
-        config.name = "-".join([Path(path).stem, *(word.replace("/", "_") for word in overrides if _names_a_run(word))])
+        config.name = "-".join(
+            [Path(path).stem, *(word.replace("/", "_") for word in overrides if word.partition("=")[0] not in free)]
+        )
     if config.run_dir is None:
         config.run_dir = str(Path("runs") / config.name)
     for options in _free_options(config):
@@ -154,10 +167,6 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type
 def read_files(path: str | Path) -> Layers:
     """A config file after the ``base`` that it changes, and so on, as layers of settings."""
     return [(str(file), content) for file, content in _with_bases(Path(path), ())]
-
-
-def _names_a_run(override: str) -> bool:
-    return override.partition("=")[0] not in ("fresh", "run_dir", "name", "plots", "device", "data.root", "data.workers")
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, Any]]:

@@ -23,15 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import ns_data
-from ns_data.training.config import load_config, to_yaml
+from ns_data.training.config import free_settings, load_config, to_yaml
 from ns_data.training.distributed import World
 from ns_data.training.events import open_events, write_events
-
-# Settings that may change between two starts of the same run.
-FREE_SETTINGS = (
-    *("fresh", "plots", "device", "data.workers", "data.root", "run_dir", "name", "eval_batch_size"),
-    *("checkpoint_every", "keep_every", "tensorboard"),
-)
 
 
 class RunFolder:
@@ -173,7 +167,7 @@ def _differences(old: dict[str, Any], new: Any) -> list[str]:
         return {key: v for name, inner in value.items() for key, v in flat(inner, f"{prefix}{name}.").items()}
 
     then, now = flat(old), flat(asdict(new))
-    keys = [key for key in sorted(then.keys() | now.keys()) if key not in FREE_SETTINGS]
+    keys = [key for key in sorted(then.keys() | now.keys()) if key not in free_settings(type(new))]
     return [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
 
 

@@ -29,7 +29,7 @@ def test_layers_override_each_other(config_file):
 
 
 def test_the_run_is_named_after_the_config_and_what_changes_its_result(config_file):
-    config = load_config(config_file("epochs: 5\n"), ["epochs=3", "fresh=true", "device=cpu"])
+    config = load_config(config_file("epochs: 5\n"), ["epochs=3", "fresh=true", "device=cpu", "data.workers=2", "plots=false"])
     assert config.run_dir == "runs/some-epochs=3"
 
 
