@@ -25,7 +25,7 @@ def setting(default: Any, help: str, *, free: bool = False) -> Any:
 
 def free_settings(schema: type[Any]) -> set[str]:
     """Dotted names of the settings that change no result, and may change between two starts of the same run."""
-    return {name for name, f in leaves(schema) if f.metadata["free"]}
+    return {name for name, f in leaves(schema) if f.metadata.get("free")}
 
 
 @dataclass
@@ -149,7 +149,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), *, schema: type
     overrides = list(overrides)
     config = merge_layers(schema, [*read_files(path), *read_words(overrides, "epochs=3")])
     config.base = None
-    if "num_classes" in config.model.options:
+    if "num_classes" in getattr(config, "model", ModelConfig()).options:
         raise ValueError(f"{path}: model.options.num_classes is given by the data's classes: leave it out")
     free = free_settings(schema)
     if config.name is None:
