@@ -62,7 +62,7 @@ def test_the_guides_figures_are_those_of_a_million_images():
 
 SRUN = """#!{python}
 # Stands for srun: starts the tasks, hands SIGUSR1 on to each, and returns the highest status. When the first task ends it
-# ends the others: at once if told so or if it failed, else after --wait seconds.
+# ends the others: at once under --kill-on-bad-exit if it failed, else after --wait seconds.
 import os, signal, subprocess, sys, time
 options = {{word.partition("=")[0]: int(word.partition("=")[2]) for word in sys.argv[1:] if word.startswith("--")}}
 command = [word for word in sys.argv[1:] if not word.startswith("--")]
