@@ -180,6 +180,9 @@ def train(config: Config, data: Data, run: RunFolder, world: World) -> None:
                 with memory_advice(config, world, "training"):
                     training.step(batch, epoch, number, number / len(batches), global_size)
                 done = number + 1
+                if world.is_main and config.log_every is not None and done % config.log_every == 0:
+                    place = f"epoch {epoch + 1}/{config.epochs}, step {done}/{len(batches)}"
+                    print(f"{place}  loss {training.notes.mean_loss():.4f}  {clock.so_far()}", flush=True)
                 due = config.checkpoint_every is not None and done % config.checkpoint_every == 0
                 if (stop or due) and done < len(batches):
                     save(done)

@@ -95,6 +95,15 @@ def test_a_run_leaves_a_folder_and_a_summary(workplace):
     assert (ledger["count"] == 2).all()
 
 
+def test_a_line_can_be_printed_every_so_many_steps(workplace):
+    out = run(
+        workplace, "epochs=1", "run_dir=spoken", "log_every=3", "plots=false", "schedule.name=constant", "optimizer.lr=1e-9"
+    )
+    said = re.findall(r"^epoch 1/1, step (\d)/7  loss (\d\.\d{4})  \d+ images/s, waiting \d+%$", out, re.MULTILINE)
+    assert [step for step, _ in said] == ["3", "6"]
+    assert float(said[1][1]) == pytest.approx(metrics(workplace / "spoken")[0]["loss"], rel=0.02)  # nothing was learnt
+
+
 def test_plots_can_be_left_out_and_matplotlib_with_them(workplace):
     code = "import sys, train; train.main(sys.argv[1:]); sys.exit('matplotlib' in sys.modules)"
     words = ["epochs=1", "run_dir=bare", "plots=false"]

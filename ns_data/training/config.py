@@ -125,6 +125,7 @@ class Config:
     keep_every: int | None = setting(
         None, "keep the checkpoint of every so many epochs as epoch-N.pt; null: the last only", free=True
     )
+    log_every: int | None = setting(None, "also print a line every so many steps; null: after every epoch", free=True)
     plots: bool = setting(True, "draw plots at the end", free=True)
     fresh: bool = setting(False, "start anew, removing what is in the run folder", free=True)
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": ""})

@@ -33,6 +33,10 @@ class Notes:
         self.epoch = epoch
         self.first_bad_step = torch.minimum(self.first_bad_step, step)
 
+    def mean_loss(self) -> float:
+        """Of this process's samples of the epoch so far; waits for the device."""
+        return float(self.sums.values["loss"]) / float(self.sums.values["samples"])
+
     def numbers(self) -> dict[str, Any]:
         """Means and counts of the epoch over all processes; the next one starts from zero."""
         self._check_finite()

@@ -38,6 +38,11 @@ class EpochClock:
             self._samples += len(batch.labels)
             yield batch
 
+    def so_far(self) -> str:
+        """How fast this process is, for people."""
+        seconds = time.perf_counter() - self._began
+        return f"{self._samples / seconds:.0f} images/s, waiting {self._waited / seconds:.0%}"
+
     def read(self, scoring_seconds: float, world: World) -> dict[str, float]:
         """Seconds, shares of them, samples a second, and the most GPU memory in use.
 
