@@ -57,7 +57,7 @@ def read_weights(path: str | Path, key: str | None = None) -> tuple[dict[str, Te
             f"no weights at {str(path)!r}: give a local .pt, .pth or .safetensors file, or torchvision's name of weights for "
             "its own networks"
         )
-    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    checkpoint: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a state dict: save model.state_dict()")
     if key is not None and key not in checkpoint:
