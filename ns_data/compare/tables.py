@@ -99,14 +99,14 @@ def _seeds(difference: Difference) -> str:
 
 def explained(to_baseline: list[Difference], to_controls: list[Difference]) -> Table:
     """How much of each ns method's gain over the baseline its controls have as well."""
-    gains = {(d.method, d.metric): d.mean for d in to_baseline}
+    gains = {(d.method, d.metric): d for d in to_baseline}
     rows: list[list[Any]] = []
     for d in to_controls:
         gain, control = gains.get((d.method, d.metric)), gains.get((d.reference, d.metric))
         if gain is not None and control is not None:
-            share = f"{control / gain:.0%}" if gain > 0 else "no gain to explain"
-            rows.append([d.method, METRICS[d.metric], gain, d.reference, control, share])
-    note = "Mean gains in percentage points; shares of a gain that is inside the noise say nothing."
+            share = f"{control.mean / gain.mean:.0%}" if gain.low > 0 else "no gain to explain"
+            rows.append([d.method, METRICS[d.metric], gain.mean, d.reference, control.mean, share])
+    note = "Mean gains in percentage points. Only a gain whose interval is above zero is there to be explained."
     columns = ["method", "metric", "gain over baseline", "control", "the control's gain", "explained by the control"]
     return Table("explained", "How much of a gain the controls explain", columns, rows, note)
 

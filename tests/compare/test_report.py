@@ -71,6 +71,19 @@ def test_means_deviations_and_paired_differences(compared):
     assert share["explained by the control"] == "75%"  # 3 of 4 points
 
 
+def test_a_gain_inside_its_interval_is_not_explained(tmp_path, monkeypatch):
+    """ns_lf gains 10, -8 and 1 points: 1 on average, and nobody can say what of it the control has."""
+    monkeypatch.setattr("ns_data.compare.report.draw", lambda *_: {})
+    wobble = {"ns_lf": [0.06, -0.12, -0.03], "ns_lf.constant": [0.0, 0.0, 0.0]}
+    comparison, _ = write_comparison(
+        tmp_path, TEXT, lambda method, seed: 0.5 + 0.1 * seed + GAIN.get(method, 0.01) + wobble.get(method, [0] * 3)[seed - 1]
+    )
+    write_report_of(comparison)
+    row = next(r for r in rows(comparison, "explained") if r["control"] == "ns_lf.constant")
+    assert float(row["gain over baseline"]) == pytest.approx(1)
+    assert row["explained by the control"] == "no gain to explain"
+
+
 def test_the_first_line_says_that_rates_were_not_tuned_and_words_say_what_three_seeds_allow(compared):
     comparison, _ = compared
     shown = write_report_of(comparison)
