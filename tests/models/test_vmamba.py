@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torchvision.ops import StochasticDepth
 
 from ns_data import create_model
 from ns_data.models import vmamba
@@ -98,7 +99,7 @@ def test_initialisation_is_that_of_the_official_network():
 
 def test_drop_path_grows_from_none_to_its_rate():
     model = create_model("vmamba_t", 3, depths=(1, 2, 2), dim=16)
-    rates = [module.p for module in model.modules() if isinstance(module, vmamba.StochasticDepth)]
+    rates = [module.p for module in model.modules() if isinstance(module, StochasticDepth)]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
