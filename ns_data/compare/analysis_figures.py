@@ -90,7 +90,7 @@ def scores_by_class(runs: list[ScoredRun]) -> Figure:
         some = f" ({len(names)} of {(run.sizes_K > 0).sum()}, evenly spaced)" if len(names) < (run.sizes_K > 0).sum() else ""
         axes.set(xlabel=f"class and its samples, by falling size{some}", ylabel="score", ylim=(-0.03, 1.03))
         axes.set_xlim(-0.8, len(names) - 0.2)
-    figure.suptitle("Last scores of the samples in each class: median, quartiles, whiskers to 1.5 ranges, up to 200 samples")
+    figure.suptitle("Last scores of the samples in each class\nmedian, quartiles, whiskers to 1.5 ranges, up to 200 samples")
     return figure
 
 
