@@ -9,8 +9,6 @@ score the groups, weigh the losses and learn. The same command again goes on whe
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,12 @@ from ns_data import GroupedBatch, GroupingBatchSampler, create_model
 from ns_data.augment import normalize
 from ns_data.choose import choose
 from ns_data.losses import create_loss
+from ns_data.training.command import run_command, split_arguments
 from ns_data.training.config import Config, help_text, load_config, to_yaml
 from ns_data.training.data import Data, load_data, open_data
 from ns_data.training.distributed import World, leave_world, start_world
 from ns_data.training.dry_run import describe
 from ns_data.training.evaluate import evaluate
-from ns_data.training.layers import split_arguments
 from ns_data.training.loaders import first_batch, make_batches, make_loaders, parts_of
 from ns_data.training.memory import memory_advice
 from ns_data.training.notes import Notes
@@ -226,11 +224,4 @@ def finish(config: Config, training: Training, batches: GroupingBatchSampler, ru
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        if "NS_TRACEBACK" in os.environ:
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on from the last checkpoint")
+    run_command(main)

@@ -10,7 +10,6 @@ The same command again goes on where a run stopped. All pairs of domains: exampl
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from torch import Tensor
 from ns_data import ClassStats, GroupedBatch, Layout
 from ns_data.losses import create_loss
 from ns_data.scoring.weighting import mean_weight
+from ns_data.training.command import run_command, split_arguments
 from ns_data.training.config import help_text, to_yaml
 from ns_data.training.distributed import World, default_device
-from ns_data.training.layers import split_arguments
 from ns_data.training.notes import Notes
 from ns_data.training.progress import EpochClock, epoch_line, progress_bar
 from ns_data.training.run import RunFolder, rng_state, set_rng_state
@@ -219,11 +218,4 @@ def describe(config: SfdaConfig) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        if "NS_TRACEBACK" in os.environ:
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on from the last checkpoint")
+    run_command(main)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,9 @@ from ns_data.choose import unknown
 from ns_data.compare.config import method_changes, words
 from ns_data.compare.formats import Table, to_csv, to_markdown
 from ns_data.compare.statistics import MeanStd, compare_paired, mean_std
-from ns_data.training.config import help_text, merge_layers, read_words, read_yaml, setting
+from ns_data.training.command import run_command
+from ns_data.training.config import help_text, setting
+from ns_data.training.layers import merge_layers, read_words, read_yaml
 from ns_data.training.run import RunFolder
 
 DEFAULT_TABLE = Path(__file__).parents[1] / "configs" / "sfda" / "table_digits.yaml"
@@ -173,11 +173,4 @@ def _averages(by_pair: Mapping[str, Mapping[int, float]], pairs: list[str]) -> I
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        if "NS_TRACEBACK" in os.environ:
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on from the last checkpoint")
+    run_command(main)

@@ -9,8 +9,6 @@ Source: "Darwinian Optimization: Training Deep Networks with Natural Selection",
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +24,11 @@ from torch import Tensor
 from ns_data import GroupedBatch, GroupingBatchSampler
 from ns_data.choose import choose
 from ns_data.losses import create_loss
+from ns_data.training.command import run_command, split_arguments
 from ns_data.training.config import help_text, load_config, to_yaml
 from ns_data.training.distributed import World, start_world
 from ns_data.training.dry_run import describe
 from ns_data.training.evaluate import evaluate
-from ns_data.training.layers import split_arguments
 from ns_data.training.loaders import make_batches
 from ns_data.training.notes import Notes
 from ns_data.training.optim import create_optimizer, create_schedule, set_lr
@@ -208,11 +206,4 @@ def train(config: Settings, data: Data, run: RunFolder, world: World) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        if "NS_TRACEBACK" in os.environ:
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on from the last checkpoint")
+    run_command(main)

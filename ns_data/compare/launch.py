@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +34,7 @@ from ns_data.compare.manifest import write_manifest
 from ns_data.compare.report import write_report
 from ns_data.compare.results import is_done, unfinished
 from ns_data.compare.tuning import choose_rates, diverged, tuning_runs
+from ns_data.training.command import run_command
 from ns_data.training.config import Config
 from ns_data.training.data import Data, load_data
 
@@ -216,11 +215,4 @@ def _budget(
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        if "NS_TRACEBACK" in os.environ:
-            raise
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on where it stopped")
+    run_command(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,19 +16,6 @@ from ns_data.choose import unknown
 T = TypeVar("T")
 
 Layers = list[tuple[str, Any]]  # where settings come from, and the settings, in the order of growing weight
-
-
-def split_arguments(arguments: Iterable[str], dashed: Sequence[str]) -> tuple[list[str], set[str]]:
-    """(plain words, dashed words) of a command line; ``ValueError`` for a dashed word that is not among ``dashed``."""
-    words, found = list[str](), set[str]()
-    for argument in arguments:
-        if not argument.startswith("-"):
-            words.append(argument)
-        elif argument in dashed:
-            found.add(argument)
-        else:
-            raise ValueError(f"unknown option {argument}: there are {', '.join(dashed)}; settings are written key=value")
-    return words, found
 
 
 def read_words(words: Iterable[str], example: str) -> Layers:
