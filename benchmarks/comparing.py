@@ -36,7 +36,7 @@ def run_comparison(folder: Path) -> tuple[float, list[float]]:
     command = [sys.executable, "-m", "ns_data.cli", "compare", "configs/compare/digits_lt.yaml", f"folder={folder.resolve()}"]
     began = time.perf_counter()
     done = subprocess.run([*command, *WORDS], cwd=ROOT, capture_output=True, text=True, check=True)
-    return time.perf_counter() - began, [float(s) for s in re.findall(r"^\[\d+/\d+\].*?([\d.]+) s", done.stdout, re.MULTILINE)]
+    return time.perf_counter() - began, [float(s) for s in re.findall(r"balanced +[\d.]+%  ([\d.]+) s", done.stdout)]
 
 
 def make_500_runs(folder: Path, out: Path) -> int:
