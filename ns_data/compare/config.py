@@ -178,8 +178,8 @@ def words(changes: Mapping[str, Any]) -> list[str]:
 
 def settings(config: Config) -> dict[str, Any]:
     """What decides a run's result beside its seed: flat, without names, places and speed."""
-    flat = flatten(dataclasses.asdict(config))
-    return {key: value for key, value in flat.items() if key not in {*_OURS, *free_settings(Config)}}
+    flat, left_out = flatten(dataclasses.asdict(config)), {*_OURS, *free_settings(Config)}
+    return {key: value for key, value in flat.items() if key not in left_out}
 
 
 def flatten(content: Mapping[str, Any]) -> dict[str, Any]:

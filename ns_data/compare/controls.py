@@ -19,6 +19,7 @@ def with_controls(comparison: Comparison, methods: list[Method], long_tailed: Ma
     A method of the file that already is such a control becomes it under its own name.
     """
     wanted = wanted_controls(comparison)
+    written = [(method, settings(method.config)) for method in methods]
     controls: dict[str, list[Method]] = {}
     adopted: set[str] = set()
     for method in methods:
@@ -30,7 +31,8 @@ def with_controls(comparison: Comparison, methods: list[Method], long_tailed: Ma
             name = f"{method.name}.{weighting}"
             changes = {**method.changes, "ns.weighting": weighting}
             control = make_method(comparison, name, changes, control_of=method.name, control=weighting)
-            same = [other for other in methods if settings(other.config) == settings(control.config)]
+            its_settings = settings(control.config)
+            same = [other for other, others in written if others == its_settings]
             if same:
                 adopted.add(same[0].name)
                 control = same[0]._replace(control_of=method.name, control=weighting)
@@ -45,9 +47,10 @@ def with_controls(comparison: Comparison, methods: list[Method], long_tailed: Ma
 
 def _check_twins(methods: list[Method]) -> None:
     """Refuse two methods of one name or with the same settings."""
+    all_settings = [settings(method.config) for method in methods]
     for number, method in enumerate(methods):
-        for other in methods[:number]:
+        for other, others in zip(methods[:number], all_settings, strict=False):
             if method.name == other.name:
                 raise ValueError(f"two methods are named {method.name}: rename one")
-            if settings(method.config) == settings(other.config):
+            if all_settings[number] == others:
                 raise ValueError(f"methods {other.name} and {method.name} have the same settings: leave one out")

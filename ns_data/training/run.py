@@ -167,7 +167,7 @@ def _differences(old: dict[str, Any], new: Any) -> list[str]:
         return {key: v for name, inner in value.items() for key, v in flat(inner, f"{prefix}{name}.").items()}
 
     then, now = flat(old), flat(asdict(new))
-    keys = [key for key in sorted(then.keys() | now.keys()) if key not in free_settings(type(new))]
+    keys = sorted((then.keys() | now.keys()) - free_settings(type(new)))
     return [f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys if then.get(key) != now.get(key)]
 
 
