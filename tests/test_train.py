@@ -24,14 +24,14 @@ ROOT = Path(__file__).parent.parent
 PLOTS = {"curves.png", "scores_by_class.png", "score_against_class_size.png", "weights.png", "composites.png"}
 
 
-def run(folder, *words):
-    """Run ``main`` in this process with ``folder`` as working directory; return what it prints."""
+def run(folder, *words, plots=False):
+    """Run ``main`` in this process with ``folder`` as working directory; return what it prints. Drawing takes its time."""
     out = io.StringIO()
     here = Path.cwd()
     os.chdir(folder)
     try:
         with contextlib.redirect_stdout(out):
-            train.main([str(word) for word in words])
+            train.main([*map(str, words), *([] if plots or "--help" in words else ["plots=false"])])
     finally:
         os.chdir(here)
     return out.getvalue()
@@ -48,7 +48,7 @@ def start(folder, *words):
 def workplace(tmp_path_factory):
     """A folder with the digits prepared, and one finished run in it."""
     folder = tmp_path_factory.mktemp("workplace")
-    run(folder, "epochs=2", "run_dir=first")
+    run(folder, "epochs=2", "run_dir=first", plots=True)
     return folder
 
 
@@ -178,6 +178,7 @@ def test_workers_change_nothing(workplace):
 def test_a_killed_run_goes_on_to_the_same_end(workplace, sampling):
     """SIGKILL in the middle of an epoch; checkpoints every two steps; BatchNorm and dropout in the network."""
     words = ["model.name=mobilenet_v2", "epochs=2", f"sampling.name={sampling}", "data.image_size=8", "checkpoint_every=2"]
+    words += ["plots=false", "tensorboard=false"]
     undisturbed = start(workplace, *words, f"run_dir=undisturbed-{sampling}")
     assert undisturbed.wait() == 0
     killed = workplace / f"killed-{sampling}"

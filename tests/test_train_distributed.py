@@ -21,6 +21,7 @@ from ns_data.training.preempt import EXIT_STATUS
 ROOT = Path(__file__).parent.parent
 # A network without BatchNorm, which falls apart into samples; 48 divides by 1, 2 and 4 processes of whole groups.
 WORDS = ["epochs=2", "batch_size=48", "model.options={width: 8, batch_norm: false}", "optimizer.lr=0.02"]
+WORDS += ["plots=false", "tensorboard=false"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
