@@ -18,7 +18,7 @@ import torch
 from sfda_config import SfdaConfig, load_sfda, source_folder
 from sfda_data import check_same_classes, classes_of, in_order, make_loader, make_plan, open_domain, to_input
 from sfda_source import train_source
-from shot import ShotNet, create_sgd, decay, information_maximisation, load_state, look, read_published, set_rates
+from shot import ShotNet, create_sgd, decay, information_maximisation, load_state, look, read_published
 from torch import Tensor
 
 from ns_data import ClassStats, GroupedBatch, Layout
@@ -28,6 +28,7 @@ from ns_data.training.command import run_command, split_arguments
 from ns_data.training.config import help_text, to_yaml
 from ns_data.training.distributed import World, default_device
 from ns_data.training.notes import Notes
+from ns_data.training.optim import set_lr
 from ns_data.training.progress import EpochClock, epoch_line, progress_bar
 from ns_data.training.run import RunFolder, rng_state, set_rng_state
 from ns_data.training.weigher import Weigher
@@ -99,7 +100,9 @@ class Adaptation:
 
     def step(self, batch: GroupedBatch, epoch: int, number: int, it: int, max_it: int) -> None:
         """One step on a batch with pseudo-labels: weights on their term alone, information maximisation beside it."""
-        self.loss.set_lr(set_rates(self.optimizer, decay(it, max_it)))
+        lr = self.config.optimizer.lr * decay(it, max_it)
+        set_lr(self.optimizer, lr)
+        self.loss.set_lr(lr)
         weights, scores, logits = self.weigh(self.input(batch.images), batch, epoch, number)
         losses = self.loss(logits, batch.labels, ids=batch.ids)
         pseudo = (weights * losses).mean() + self.loss.regularizer(self.model)

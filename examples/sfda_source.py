@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sfda_config import SfdaConfig, source_folder
 from sfda_data import classes_of, in_order, make_loader, open_domain, to_input
-from shot import ShotNet, create_sgd, decay, set_rates
+from shot import ShotNet, create_sgd, decay
 from torch import Tensor
 
 from ns_data import ClassStats, GroupingBatchSampler, ShuffleSampler
@@ -17,6 +17,7 @@ from ns_data.shards.dataset import PartDataset
 from ns_data.training.config import to_yaml
 from ns_data.training.distributed import World
 from ns_data.training.evaluate import evaluate
+from ns_data.training.optim import set_lr
 from ns_data.training.progress import progress_bar
 from ns_data.training.run import RunFolder, rng_state, set_rng_state
 
@@ -64,7 +65,7 @@ def train_source(config: SfdaConfig, device: torch.device) -> tuple[dict[str, Te
         bar = progress_bar(loader, f"{config.source} {epoch + 1}/{settings.epochs}", 0, len(batches), world)
         for number, batch in enumerate(bar):
             it = epoch * len(batches) + number + 1
-            set_rates(optimizer, decay(it, max_it))
+            set_lr(optimizer, settings.optimizer.lr * decay(it, max_it))
             batch = batch.to(device, non_blocking=True)
             if len(batch.labels) == 1:  # has no batch statistics
                 lone += 1

@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from ns_data import ClassStats, create_model
 from ns_data.models.weights import read_weights
 from ns_data.training.evaluate import evaluate
+from ns_data.training.optim import SCHEDULES, create_optimizer
 
 _EPS = 1e-5  # in the logarithm of the entropies
 
@@ -108,24 +109,13 @@ def load_state(model: ShotNet, state: Mapping[str, Tensor], place: str | Path) -
 
 def decay(it: int, max_it: int) -> float:
     """Factor on the learning rates of step ``it`` = 1, 2, ..., ``max_it``: (1 + 10 it / max_it)^-0.75."""
-    return (1 + 10 * it / max_it) ** -0.75
+    return SCHEDULES["shot"](it, max_it)
 
 
-def create_sgd(model: ShotNet, lr: float, features: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+def create_sgd(model: ShotNet, lr: float, features: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum over what is not frozen, F at ``features`` times the rate of B and C."""
-    parts = ((model.bottleneck, lr), (model.classifier, lr), (model.features, lr * features))
-    groups = [
-        {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate, "initial_lr": rate} for part, rate in parts
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.SGD(groups, lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Every group's initial rate times ``factor``; returns the first group's, that of B."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+    options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": True}
+    return create_optimizer("sgd", model, lr, options, {"features": features})
 
 
 def information_maximisation(logits_BK: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from shot import (
     load_state,
     look,
     read_published,
-    set_rates,
 )
 from torch import nn
 from torch.utils.data import DataLoader
@@ -27,6 +26,7 @@ from torchvision.models import resnet18
 from ns_data import LOSSES, ClassStats, GroupedBatch, stitch
 from ns_data.training.config import LossConfig
 from ns_data.training.distributed import World
+from ns_data.training.optim import set_lr
 
 
 def randn(*shape, seed=0):
@@ -105,8 +105,9 @@ def test_rates_follow_the_law_and_the_network_before_the_bottleneck_takes_a_tent
     assert [decay(it, 4) for it in (1, 2, 4)] == pytest.approx([3.5**-0.75, 6**-0.75, 11**-0.75])
     model = small_net()
     optimizer = create_sgd(model, lr=0.4, features=0.1, momentum=0.9, weight_decay=1e-3)
-    assert set_rates(optimizer, 0.5) == pytest.approx(0.2)
-    set_rates(optimizer, 0.25)  # of the initial rate, not of the last
+    set_lr(optimizer, 0.4 * 0.5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+    set_lr(optimizer, 0.4 * 0.25)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == pytest.approx(0.01 if name.startswith("features") else 0.1)
